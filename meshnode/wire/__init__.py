@@ -1,0 +1,1 @@
+"""What is said: messages, codec, framing, activation frames and their limits. Pure."""
