@@ -1,0 +1,51 @@
+"""What a head is asked for and what it gives back: the contract between the API and the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import msgspec
+
+from meshnode.wire.sampling import Sampling
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One sequence to generate. `prompt` is never empty; `max_tokens` >= 1, already capped by the context."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """One of the most likely tokens at a position, with its natural log-probability."""
+
+    token: int
+    logprob: float
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """One generated token. `finish` is set on the last one of a generation.
+
+    finish "stop": `token` is an end-of-generation token and not part of the text.
+    finish "length": `token` is part of the text and max_tokens or the context ended the generation.
+    """
+
+    token: int
+    logprob: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    finish: str = ""
+
+
+class Generator(Protocol):
+    """A served run, seen from the API. Leaving the context frees the lane, at any moment, exactly once."""
+
+    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[Sampled]]:
+        """Stream one generation.
+
+        Raises on entry or while iterating: PromptTooLong, Overloaded, Unavailable, TimedOut, StageError, StageLost.
+        """
+        ...
