@@ -1,0 +1,81 @@
+"""The frozen snapshot that everybody reads: command line, console, API. Made by the mediator, never by a reader.
+
+Times are seconds of the node's own monotonic clock turned into ages (`..._s`), sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """Another member, seen from here."""
+
+    node: str
+    name: str
+    state: str
+    """linked | connecting | lost | left"""
+    addresses: tuple[str, ...] = ()
+    memory_usable: int = 0
+    age_s: float = 0.0
+    """Since the last message of this peer."""
+    rtt_ms: float | None = None
+    """Of the last ping on the control link; null before the first."""
+    error: str = ""
+    """Why the last dial failed, if it is not linked."""
+
+
+class StageStatus(msgspec.Struct, frozen=True):
+    """One slice of a run."""
+
+    stage: int
+    node: str
+    name: str
+    first: int
+    last: int
+    """Layers [first, last)."""
+    state: str
+    """claimed | fetching | loading | ready | connected | failed"""
+    done: int = 0
+    total: int = 0
+    """Progress within `state`: bytes for fetching, parts per thousand for loading."""
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+
+
+class DeploymentStatus(msgspec.Struct, frozen=True):
+    """One model that was asked for."""
+
+    deployment: str
+    model: str
+    state: str
+    """waiting | planning | preparing | connecting | serving | failed"""
+    term: int = 0
+    run: str = ""
+    context: int = 0
+    lanes: int = 0
+    kv_type: str = ""
+    layers: int = 0
+    coordinator: str = ""
+    stages: tuple[StageStatus, ...] = ()
+    note: str = ""
+    """For people: the shortfall while waiting, the reason after a failure."""
+    failures: int = 0
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """This node and what it knows."""
+
+    node: str
+    name: str
+    mesh: str
+    role: str
+    issuer: bool
+    version: str
+    mesh_addresses: tuple[str, ...]
+    api_url: str
+    memory_usable: int
+    uptime_s: float
+    peers: tuple[PeerStatus, ...] = ()
+    deployments: tuple[DeploymentStatus, ...] = ()
+    counters: dict[str, int] = {}
