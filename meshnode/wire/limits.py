@@ -1,0 +1,128 @@
+"""Every bound on what arrives from another machine, with its reason.
+
+Sizes are bytes unless the name says otherwise. A bound that only one codec needs may live beside that
+codec; one that two sides must agree on lives here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- before authentication: anybody who reaches the port can spend these -------------------------------
+
+PREFACE_TIMEOUT_S: Final = 5.0
+"""Preface, TLS handshake and HELLO together; a handshake takes 2 ms, a slow Wi-Fi second is far below."""
+
+HANDSHAKES_AT_ONCE: Final = 64
+"""In all: about 64 x 64 KiB of buffers and 2 ms of CPU each is what strangers may hold."""
+
+HANDSHAKES_PER_ADDRESS: Final = 8
+"""One address cannot take all handshakes; three nodes on one machine dialing CONTROL and BULK need 6."""
+
+UNAUTHENTICATED_BYTES: Final = 64 * KIB
+"""Read from one connection before the peer is known; a chain of three Ed25519 certificates is 2 KiB."""
+
+JOIN_TIMEOUT_S: Final = 15.0
+"""A whole JOIN exchange: three round trips and one fsync, on a slow disk."""
+
+JOIN_FRAME: Final = 8 * KIB
+"""JOIN messages carry at most three certificates (700 bytes each in DER) and two nonces."""
+
+# --- connections of members -----------------------------------------------------------------------------
+
+LISTEN_BACKLOG: Final = 128
+"""Twice the handshakes at once: a burst waits in the kernel, not in this process."""
+
+MEMBER_STREAMS: Final = 256
+"""Authenticated streams one node accepts in all: 16 peers x (CONTROL, 4 BULK, 8 REQUEST) fits."""
+
+STREAMS_PER_PEER: Final = 64
+"""One member cannot take every stream of another."""
+
+DIAL_TIMEOUT_S: Final = 5.0
+"""One candidate address: TCP connect, TLS and HELLO."""
+
+DIAL_CANDIDATES: Final = 8
+"""Addresses tried for one peer; announcements carry no more."""
+
+HELLO_FRAME: Final = 1 * KIB
+"""HELLO is two ids, a version range and the preface again: 220 bytes."""
+
+# --- frames (one message behind a 4-byte length) --------------------------------------------------------
+
+CONTROL_FRAME: Final = 64 * KIB
+"""NETWORK: announcements are 2 KiB, a plan for 256 stages 40 KiB; anything larger goes over BULK."""
+
+REQUEST_FRAME: Final = 1 * MIB
+"""One piece of an API request or answer passed on between nodes; longer bodies take several frames."""
+
+BULK_FRAME: Final = 1 * MIB
+"""Answers of an artifact stream besides the raw bytes: the manifest goes in pieces of this size."""
+
+REQUEST_BODY: Final = 32 * MIB
+"""An API request body (SERVING): a 128k-token prompt is 1 MiB, images take the rest."""
+
+# --- activations ----------------------------------------------------------------------------------------
+
+MICROBATCH_ROWS: Final = 512
+"""Rows of one activation frame: the largest prefill chunk."""
+
+ACTIVATION_WIDTH: Final = 32_768
+"""Values in a row; the widest models known use 18,432 (deepstack rows are refused)."""
+
+ACTIVATION_FRAME: Final = MICROBATCH_ROWS * ACTIVATION_WIDTH * 4 + 1 * MIB
+"""The largest f32 microbatch and its header and lane operations; the run's own width bounds it further."""
+
+LANES: Final = 64
+"""Sequences of one pipeline at once; LLAMA_MAX_SEQ is 256, the bookkeeping per frame is not."""
+
+LANE_OPERATIONS: Final = 4 * LANES
+"""In one frame: open, trim, copy and close of every lane."""
+
+STAGES: Final = 64
+"""Stages of one pipeline."""
+
+STAGE_HANDSHAKES: Final = 2
+"""Descriptors per stage that wait for their handshake (NETWORK): its upstream, and one redial."""
+
+# --- artifacts ------------------------------------------------------------------------------------------
+
+BULK_READ: Final = 256 * KIB
+"""Raw bytes moved per read of an artifact stream: 16 TLS records; larger pieces gained nothing."""
+
+MANIFEST_BYTES: Final = 16 * MIB
+"""A model of 10,000 tensors needs 2 MiB; the key-values travel as an artifact of their own."""
+
+# --- membership -----------------------------------------------------------------------------------------
+
+ANNOUNCEMENT: Final = 2 * KIB
+"""Signed bytes of one announcement (NETWORK)."""
+
+ROSTER_NODES: Final = 256
+"""Members of one mesh; the announcements of all then take 512 KiB."""
+
+NAME_CHARACTERS: Final = 64
+"""A node's or model's name as people see it."""
+
+ADDRESSES: Final = 8
+"""Addresses in one announcement."""
+
+# --- invites --------------------------------------------------------------------------------------------
+
+INVITE_CHARACTERS: Final = 256
+"""The longest invite text read (NETWORK); with IPv4 addresses at most 160 are printed."""
+
+INVITE_ADDRESSES: Final = 3
+"""Addresses in one invite."""
+
+INVITE_FAILURES: Final = 5
+"""Wrong proofs that lock an invite: 128-bit secrets are not guessed, somebody is trying."""
+
+INVITES_KEPT: Final = 256
+"""Invites in one book, with the used ones that answer a retry; the oldest finished ones go first."""
+
+INVITE_USES: Final = 64
+"""Machines that one invite may admit."""
