@@ -1,0 +1,363 @@
+"""The frame of an activation stream: what head and stages say to each other for every microbatch.
+
+    header (48 bytes) | meta (MessagePack, zero-padded to 8) | row table (8 bytes a row) | payload
+
+    ROWS       head -> stage 0 (token ids), stage -> next stage (activations)
+    SAMPLED    last stage -> head: what was drawn at the rows flagged `logits`; also the receipt of a chunk without any
+    FAILED     instead of ROWS or SAMPLED: this microbatch was not computed; runs through all later stages to the head
+    HEARTBEAT  header only: the greeting of both ends, and a sign of life
+
+Invariants: exactly one SAMPLED or FAILED reaches the head for every ROWS it sent, in order. Microbatch numbers count
+1, 2, 3, ... on every hop of a run; a heartbeat repeats the last one. Lane operations happen before the rows of their
+frame, also when the frame is a FAILED one, so every stage sees the same order. docs/protocols/activation.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode.errors import PeerError
+from meshnode.wire import limits
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.rowcodec import Dtype, Floats, pack, payload_bytes, unpack
+from meshnode.wire.sampling import MAX_TOP, Sampling
+
+MAGIC: Final = b"MNAF"
+VERSION: Final = 1
+_HEADER: Final = struct.Struct("<4sBBBxQ8sQIIII")
+HEADER_BYTES: Final = _HEADER.size
+_TABLE: Final = np.dtype([("position", "<i4"), ("lane", "<u2"), ("flags", "u1"), ("exponent", "i1")])
+_FLAG_LOGITS: Final = 1
+
+META_BYTES: Final = 512 * limits.KIB
+"""Lane operations, samples or a failure. One Open takes at most 34 KiB (4096 window ids, 1024 biases), so that a frame
+holds 14 of the largest kind and all 64 lanes of the usual one; 512 samples of 20 alternatives take 170 KiB."""
+INLINE_BYTES: Final = 64 * limits.KIB
+"""Up to here one joined buffer is cheaper than several sends; a single decode row is far below."""
+MAX_WINDOW: Final = 4096
+"""Prompt ids that an Open carries: Sampling.penalty_window's own bound."""
+_POSITIONS: Final = 2**31 - 1
+
+
+class Kind(IntEnum):
+    """What a frame is; numbers are wire values."""
+
+    ROWS = 1
+    SAMPLED = 2
+    FAILED = 3
+    HEARTBEAT = 4
+
+
+class LaneOperation(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
+    """Something a stage does to a lane before it computes the rows of the frame."""
+
+
+class Open(LaneOperation, frozen=True):
+    """Clear the lane and set up its sampler. The next row has position 0, or what a Copy behind this left."""
+
+    lane: int
+    sampling: Sampling
+    window: tuple[int, ...] = ()
+    """The last ids before the next draw (prompt, and what was generated already) that the penalties see."""
+    generated: int = 0
+    """How many ids were generated before: the draw of the next one is number `generated`."""
+
+
+class Trim(LaneOperation, frozen=True):
+    """Forget everything at `position` and beyond; the next row of the lane has that position."""
+
+    lane: int
+    position: int
+
+
+class Copy(LaneOperation, frozen=True):
+    """`target`'s cache becomes the first `length` positions of `source`'s; samplers are not copied."""
+
+    source: int
+    target: int
+    length: int
+
+
+class Close(LaneOperation, frozen=True):
+    """Clear the lane; rows for it are refused until the next Open."""
+
+    lane: int
+
+
+AnyOperation = Open | Trim | Copy | Close
+
+
+class LaneSample(msgspec.Struct, frozen=True, array_like=True):
+    """What was drawn after the row (lane, position); `token` will sit at position + 1. Natural log-probabilities."""
+
+    lane: int
+    position: int
+    token: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    """(token, log-probability), most likely first."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a microbatch was not computed."""
+
+    stage: int
+    reason: str
+    """Machine-readable (docs/protocols/stage.md)."""
+    message: str
+    lanes: tuple[int, ...]
+    """The lanes at fault: broken on `stage` until their next Open, Trim or Close. Others of the microbatch may be
+    trimmed back and sent again."""
+    operations: tuple[AnyOperation, ...] = ()
+    """The lane operations of the frame that failed: later stages still have to do them."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
+    """One microbatch. Arrays have one entry a row; `tokens` (int32) or `activations` (rows, width), never both.
+
+    A frame may have no rows: then only its operations count.
+    """
+
+    fence: Fence
+    microbatch: int
+    operations: tuple[AnyOperation, ...]
+    positions: NDArray[np.int32]
+    lanes: NDArray[np.int32]
+    logits: NDArray[np.bool_]
+    tokens: NDArray[np.int32] | None = None
+    activations: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledFrame:
+    """What the last stage drew for a microbatch, in the order of its rows flagged `logits`."""
+
+    fence: Fence
+    microbatch: int
+    samples: tuple[LaneSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedFrame:
+    """A microbatch that some stage could not compute."""
+
+    fence: Fence
+    microbatch: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Sign of life; `microbatch` is the last one that its sender sent, 0 before the first."""
+
+    fence: Fence
+    microbatch: int = 0
+
+
+Frame = Rows | SampledFrame | FailedFrame | Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fixed part of a frame, every number checked against its limit."""
+
+    kind: Kind
+    dtype: Dtype
+    fence: Fence
+    microbatch: int
+    rows: int
+    width: int
+    meta_bytes: int
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes behind the header."""
+        return _padded(self.meta_bytes) + self.rows * _TABLE.itemsize + payload_bytes(self.dtype, self.rows, self.width)
+
+    @staticmethod
+    def parse(data: bytes | bytearray | memoryview) -> Header:
+        """Read HEADER_BYTES bytes. Raises PeerError."""
+        if len(data) != HEADER_BYTES:
+            raise PeerError("an activation frame was cut off in its header")
+        magic, version, kind, dtype, term, run, microbatch, rows, width, meta, payload = _HEADER.unpack(data)
+        if magic != MAGIC or version != VERSION:
+            raise PeerError("not an activation frame of this version")
+        try:
+            kind, dtype = Kind(kind), Dtype(dtype)
+        except ValueError:
+            raise PeerError("an activation frame of unknown kind or dtype") from None
+        if rows > limits.MICROBATCH_ROWS or width > limits.ACTIVATION_WIDTH or meta > META_BYTES:
+            raise PeerError(f"an activation frame of {rows} rows x {width} and {meta} bytes passes the limits")
+        if payload != payload_bytes(dtype, rows, width) or not _consistent(kind, dtype, rows, width, meta):
+            raise PeerError("the lengths in an activation frame's header contradict each other")
+        return Header(kind, dtype, Fence(Term(term), RunId(run.hex())), microbatch, rows, width, meta)
+
+
+def _consistent(kind: Kind, dtype: Dtype, rows: int, width: int, meta: int) -> bool:
+    match kind:
+        case Kind.ROWS if rows:
+            return width == 1 if dtype is Dtype.TOKENS else width > 0 and dtype is not Dtype.NONE
+        case Kind.ROWS | Kind.SAMPLED | Kind.FAILED:
+            return (rows, width, dtype) == (0, 0, Dtype.NONE) and (meta > 0 or kind is Kind.ROWS)
+        case Kind.HEARTBEAT:
+            return (rows, width, meta, dtype) == (0, 0, 0, Dtype.NONE)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_operations = msgspec.msgpack.Decoder(tuple[AnyOperation, ...])
+_samples = msgspec.msgpack.Decoder(tuple[LaneSample, ...])
+_failure = msgspec.msgpack.Decoder(Failure)
+_Meta = TypeVar("_Meta")
+
+
+def encode(frame: Frame, dtype: Dtype = Dtype.F16) -> list[bytes | memoryview]:
+    """The buffers to send, in order; one alone while the frame is small. `dtype` is for activations.
+
+    A memoryview aliases the frame's own arrays (f32): send it before they change.
+    Raises StageError("non_finite") for activations that are not finite.
+    """
+    match frame:
+        case Rows():
+            return _encode_rows(frame, dtype)
+        case SampledFrame():
+            return [_small(Kind.SAMPLED, frame, _encoder.encode(frame.samples))]
+        case FailedFrame():
+            return [_small(Kind.FAILED, frame, _encoder.encode(frame.failure))]
+        case Heartbeat():
+            return [_small(Kind.HEARTBEAT, frame, b"")]
+
+
+def _small(kind: Kind, frame: Frame, meta: bytes) -> bytes:
+    return _header(kind, frame, (Dtype.NONE, 0, 0), meta) + _zero_padded(meta)
+
+
+def _encode_rows(frame: Rows, dtype: Dtype) -> list[bytes | memoryview]:
+    meta = _encoder.encode(frame.operations) if frame.operations else b""
+    rows = len(frame.positions)
+    if not rows:
+        return [_small(Kind.ROWS, frame, meta)]
+    table = np.empty(rows, _TABLE)
+    table["position"], table["lane"], table["flags"] = frame.positions, frame.lanes, frame.logits
+    if frame.tokens is not None:
+        dtype, width, payload = Dtype.TOKENS, 1, np.ascontiguousarray(frame.tokens, "<i4")
+        table["exponent"] = 0
+    else:
+        assert frame.activations is not None, "rows need tokens or activations"
+        width = frame.activations.shape[1]
+        payload, table["exponent"] = pack(frame.activations, dtype)
+    head = _header(Kind.ROWS, frame, (dtype, rows, width), meta) + _zero_padded(meta) + table.tobytes()
+    if len(head) + payload.nbytes <= INLINE_BYTES:
+        return [head + payload.tobytes()]
+    return [head, payload.reshape(-1).view(np.uint8).data]
+
+
+def _header(kind: Kind, frame: Frame, shape: tuple[Dtype, int, int], meta: bytes) -> bytes:
+    dtype, rows, width = shape
+    assert rows <= limits.MICROBATCH_ROWS, "more rows than a microbatch may have"
+    assert len(meta) <= META_BYTES, "the operations of this frame must be spread over several"
+    run = bytes.fromhex(frame.fence.run)
+    size = payload_bytes(dtype, rows, width)
+    return _HEADER.pack(
+        MAGIC, VERSION, kind, dtype, frame.fence.term, run, frame.microbatch, rows, width, len(meta), size
+    )
+
+
+def _padded(size: int) -> int:
+    return -(-size // 8) * 8
+
+
+def _zero_padded(meta: bytes) -> bytes:
+    return meta.ljust(_padded(len(meta)), b"\0")
+
+
+def decode(header: Header, body: bytes | bytearray | memoryview) -> Frame:
+    """The frame behind `header`; f32 activations alias `body`. Raises PeerError and nothing else."""
+    view = memoryview(body)
+    if view.nbytes != header.body_bytes:
+        raise PeerError("an activation frame was cut off")
+    meta = view[: header.meta_bytes]
+    fence, microbatch = header.fence, header.microbatch
+    try:
+        match header.kind:
+            case Kind.HEARTBEAT:
+                return Heartbeat(fence, microbatch)
+            case Kind.SAMPLED:
+                return SampledFrame(fence, microbatch, _checked_samples(_samples.decode(meta)))
+            case Kind.FAILED:
+                return FailedFrame(fence, microbatch, _checked_failure(_failure.decode(meta)))
+            case Kind.ROWS:
+                operations = _checked_operations(_operations.decode(meta) if header.meta_bytes else ())
+                return _decode_rows(header, view[_padded(header.meta_bytes) :], operations)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # The text names types and fields only; values (ids of a prompt) are left out.
+        raise PeerError(f"malformed activation frame: {type(error).__name__}") from None
+
+
+def _decode_rows(header: Header, view: memoryview, operations: tuple[AnyOperation, ...]) -> Rows:
+    edge = header.rows * _TABLE.itemsize
+    table = np.frombuffer(view[:edge], _TABLE)
+    positions, lanes = table["position"].astype(np.int32), table["lane"].astype(np.int32)
+    if header.rows and (positions.min() < 0 or lanes.max() >= limits.LANES):
+        raise PeerError("an activation frame names an impossible position or lane")
+    tokens, activations = None, None
+    if header.dtype is Dtype.TOKENS:
+        tokens = np.frombuffer(view[edge:], "<i4").astype(np.int32)
+        if tokens.min() < 0:
+            raise PeerError("an activation frame holds a negative token id")
+    elif header.rows:
+        activations = unpack(view[edge:], header.dtype, header.width, table["exponent"])
+    logits = (table["flags"] & _FLAG_LOGITS).astype(np.bool_)
+    return Rows(header.fence, header.microbatch, operations, positions, lanes, logits, tokens, activations)
+
+
+def _checked_operations(operations: tuple[AnyOperation, ...]) -> tuple[AnyOperation, ...]:
+    _require(len(operations) <= limits.LANE_OPERATIONS, "too many lane operations")
+    for operation in operations:
+        match operation:
+            case Open(lane, sampling, window, generated):
+                _require(_is_lane(lane) and 0 <= generated <= _POSITIONS, "an Open out of range")
+                _require(len(window) <= MAX_WINDOW and all(0 <= t <= _POSITIONS for t in window), "a bad window")
+                _require(not sampling.defect(), "impossible sampling parameters")
+            case Trim(lane, position):
+                _require(_is_lane(lane) and 0 <= position <= _POSITIONS, "a Trim out of range")
+            case Copy(source, target, length):
+                _require(_is_lane(source) and _is_lane(target) and source != target, "a Copy out of range")
+                _require(0 <= length <= _POSITIONS, "a Copy out of range")
+            case Close(lane):
+                _require(_is_lane(lane), "a Close out of range")
+    return operations
+
+
+def _checked_samples(samples: tuple[LaneSample, ...]) -> tuple[LaneSample, ...]:
+    _require(len(samples) <= limits.MICROBATCH_ROWS, "more samples than rows")
+    for sample in samples:
+        _require(_is_lane(sample.lane) and 0 <= sample.position < _POSITIONS, "a sample out of range")
+        _require(0 <= sample.token <= _POSITIONS and len(sample.alternatives) <= MAX_TOP, "a sample out of range")
+        _require(sample.logprob is None or sample.logprob <= 0, "a log-probability above 0")
+        _require(all(0 <= t <= _POSITIONS and p <= 0 for t, p in sample.alternatives), "a bad alternative")
+    return samples
+
+
+def _checked_failure(failure: Failure) -> Failure:
+    _require(0 <= failure.stage < limits.STAGES, "a failure of an impossible stage")
+    _require(len(failure.reason) <= 64 and len(failure.message) <= 1024, "a failure too long to be one")
+    _require(len(failure.lanes) <= limits.LANES and all(map(_is_lane, failure.lanes)), "a failure of impossible lanes")
+    _checked_operations(failure.operations)
+    return failure
+
+
+def _is_lane(lane: int) -> bool:
+    return 0 <= lane < limits.LANES
+
+
+def _require(holds: bool, defect: str) -> None:
+    if not holds:
+        raise PeerError(f"an activation frame with {defect}")

@@ -1,0 +1,113 @@
+"""Rows of numbers as bytes: f16 with a power-of-two scale per row, f32, and blocks of 8-bit values.
+
+A row is first divided by 2^exponent so that its largest value lies in [2^14, 2^15): exact in binary, keeps the outliers
+of large models (beyond f16's 65504) and the full 11 bits of rows that are small everywhere. The exponent travels in the
+row table (one signed byte). Source of the block format: ggml's q8_0, 34 bytes for 32 values.
+
+Invariant: what `unpack` returns is finite; `pack` refuses what is not.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode.errors import PeerError, StageError
+
+Floats = NDArray[np.float32]
+Exponents = NDArray[np.int8]
+
+
+class Dtype(IntEnum):
+    """How the payload of a ROWS frame is written; numbers are wire values."""
+
+    NONE = 0
+    TOKENS = 1
+    """int32 token ids, width 1: only from the head to stage 0."""
+    F16 = 2
+    F32 = 3
+    Q8 = 4
+
+
+WIRE_DTYPES: Final = {"f16": Dtype.F16, "f32": Dtype.F32, "q8": Dtype.Q8}
+"""The names a user and a plan know."""
+
+_BLOCK: Final = 32
+_Q8: Final = np.dtype([("scale", "<f2"), ("values", "i1", (_BLOCK,))])
+_LARGEST_EXPONENT: Final = 15
+"""A scaled row reaches at most 2^15, half of what f16 holds: rounding up can never overflow."""
+
+
+def payload_bytes(dtype: Dtype, rows: int, width: int) -> int:
+    """Bytes that `rows` rows of `width` values take."""
+    match dtype:
+        case Dtype.NONE:
+            return 0
+        case Dtype.TOKENS | Dtype.F32:
+            return rows * width * 4
+        case Dtype.F16:
+            return rows * width * 2
+        case Dtype.Q8:
+            return rows * -(-width // _BLOCK) * _Q8.itemsize
+
+
+def pack(values: Floats, dtype: Dtype) -> tuple[NDArray[Any], Exponents]:
+    """`values` (rows, width) as a contiguous array of wire bytes, and the exponent of each row.
+
+    Raises StageError("non_finite") when a row holds an infinity or not-a-number.
+    """
+    largest = np.maximum(values.max(axis=1), -values.min(axis=1))
+    # max and min hand a not-a-number on, so one look at (rows,) values is enough.
+    if not np.isfinite(largest).all():
+        raise StageError("non_finite", "a row of activations holds values that are not finite")
+    if dtype is Dtype.F32:
+        return np.ascontiguousarray(values, "<f4"), np.zeros(len(values), np.int8)
+    exponents = np.clip(np.frexp(largest)[1] - _LARGEST_EXPONENT, -126, 127)
+    exponents[largest == 0] = 0
+    scaled = values * np.ldexp(np.float32(1), -exponents)[:, None]
+    if dtype is Dtype.F16:
+        return scaled.astype("<f2"), exponents.astype(np.int8)
+    assert dtype is Dtype.Q8
+    return _pack_q8(scaled), exponents.astype(np.int8)
+
+
+def _pack_q8(scaled: Floats) -> NDArray[Any]:
+    rows, width = scaled.shape
+    if width % _BLOCK:
+        scaled = np.pad(scaled, ((0, 0), (0, _BLOCK - width % _BLOCK)))
+    grouped = scaled.reshape(rows, -1, _BLOCK)
+    blocks = np.empty(grouped.shape[:2], _Q8)
+    blocks["scale"] = np.abs(grouped).max(axis=2) / 127
+    # Divide by the scale as it will be read (rounded to f16): that halves the worst error.
+    scale = blocks["scale"].astype(np.float32)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    blocks["values"] = np.clip(np.rint(grouped * inverse[:, :, None]), -127, 127)
+    return blocks
+
+
+def unpack(payload: memoryview, dtype: Dtype, width: int, exponents: Exponents) -> Floats:
+    """Rows (len(exponents), width) from wire bytes; f32 without a copy (then read-only).
+
+    `payload` has exactly `payload_bytes` bytes. Raises PeerError when a value is not finite.
+    """
+    rows = len(exponents)
+    with np.errstate(all="ignore"):
+        if dtype is Dtype.F32:
+            values = np.frombuffer(payload, "<f4").reshape(rows, width)
+        else:
+            values = _unpack_scaled(payload, dtype, width, rows)
+            values *= np.ldexp(np.float32(1), exponents)[:, None]
+        if not (np.isfinite(values.max()) and np.isfinite(values.min())):
+            raise PeerError("an activation frame holds values that are not finite")
+    return values
+
+
+def _unpack_scaled(payload: memoryview, dtype: Dtype, width: int, rows: int) -> Floats:
+    if dtype is Dtype.F16:
+        return np.frombuffer(payload, "<f2").astype(np.float32).reshape(rows, width)
+    blocks = np.frombuffer(payload, _Q8).reshape(rows, -1)
+    values = blocks["values"] * blocks["scale"].astype(np.float32)[:, :, None]
+    return np.ascontiguousarray(values.reshape(rows, -1)[:, :width])
