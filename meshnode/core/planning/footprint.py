@@ -41,6 +41,8 @@ class ModelFootprint(msgspec.Struct, frozen=True):
     """What only the last slice needs: output norm, output matrix (the tied `token_embd` included)."""
     shared_bytes: int = 0
     """Tensors that every slice repeats."""
+    tied: bool = False
+    """`output_bytes` holds the token embedding once more (a whole model keeps one copy)."""
     kv_type: str = "q8_0"
     """The default this model can use: q8_0 where head sizes and flash attention allow, else f16."""
     flash_attention: bool = True
