@@ -1,0 +1,54 @@
+"""What the scheduler tells about its sequences, and its counters as one frozen view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from meshnode.core.serving.request import Sampled
+from meshnode.errors import MeshError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReady:
+    """One token of a sequence; with `sampled.finish` set it was the last event of that id."""
+
+    id: str
+    sampled: Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A sequence ended with an error; the last event of that id."""
+
+    id: str
+    error: MeshError
+
+
+Event = TokenReady | Failed
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Counters of one run since its head started, and gauges of now."""
+
+    lanes: int
+    lanes_busy: int
+    queued: int
+    paused: int
+    context: int
+    cells_reserved: int
+    cells_live: int
+    """Positions that were handed to the stages."""
+    in_flight: int
+    """Microbatches without an answer now."""
+    in_flight_most: int
+    prompt_tokens: int
+    generated_tokens: int
+    microbatches: int
+    finished: int
+    failed: int
+    cancelled: int
+    pauses: int
+    rejected: dict[str, int]
+    """By reason: queue_full, queue_timeout, prompt_too_long, duplicate_id, draining."""

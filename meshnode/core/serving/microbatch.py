@@ -1,0 +1,130 @@
+"""Microbatches: what was sent and is unanswered, and the frames made of it.
+
+Invariant: answers come in the order of the frames, one each; a frame's number is one more than the last one's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from meshnode.core.serving.sequence import Sequence
+from meshnode.errors import PeerError
+from meshnode.wire.activation import AnyOperation, Open, Rows
+from meshnode.wire.fence import Fence
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive rows of one sequence in one frame."""
+
+    sequence: Sequence
+    seating: int
+    lane: int
+    position: int
+    rows: int
+    logits: bool
+    """Whether the last of the rows is sampled."""
+
+    @property
+    def current(self) -> bool:
+        """Whether the sequence still sits where it sat when the frame was made."""
+        return self.sequence.seating == self.seating
+
+
+@dataclass(frozen=True, slots=True)
+class Microbatch:
+    """One frame without an answer. `seatings`: the number of the newest seating when it was made."""
+
+    number: int
+    spans: tuple[Span, ...]
+    chunk: bool
+    seatings: int
+
+
+class InFlight:
+    """Frames without an answer, oldest first, and the making of the next one."""
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._unanswered: deque[Microbatch] = deque()
+        self._operations: list[AnyOperation] = []
+        self.number = 0
+        self.chunks = 0
+        """Prefill chunks among them."""
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self._unanswered)
+
+    @property
+    def decodes(self) -> int:
+        """Frames of decode rows among them."""
+        return len(self._unanswered) - self.chunks
+
+    @property
+    def operations_wait(self) -> bool:
+        """Whether lane operations wait for a frame to ride on."""
+        return bool(self._operations)
+
+    def operate(self, operation: AnyOperation) -> None:
+        """Let an operation ride ahead of the rows of the next frame."""
+        self._operations.append(operation)
+
+    def frame(self, sequences: list[Sequence], rows: int, seatings: int, *, chunk: bool = False) -> Rows:
+        """Make the next frame of up to `rows` pending rows of each sequence, and count them as sent."""
+        spans = tuple(self._span(sequence, rows) for sequence in sequences)
+        self.number += 1
+        self._unanswered.append(Microbatch(self.number, spans, chunk, seatings))
+        self.chunks += chunk
+        self.most = max(self.most, len(self._unanswered))
+        operations, self._operations = tuple(self._operations), []
+        return _rows(self._fence, self.number, operations, spans)
+
+    def answered(self, fence: Fence, number: int) -> Microbatch:
+        """Take the frame that an answer is for. Raises PeerError unless it is the oldest one of this run."""
+        if fence != self._fence or not self._unanswered or self._unanswered[0].number != number:
+            raise PeerError("the last stage answered a microbatch out of turn")
+        microbatch = self._unanswered.popleft()
+        self.chunks -= microbatch.chunk
+        return microbatch
+
+    def _span(self, sequence: Sequence, most: int) -> Span:
+        if not sequence.opened:
+            sequence.opened = True
+            self._operations.append(_open(sequence))
+        position, rows = sequence.sent, min(most, sequence.pending)
+        sequence.sent += rows
+        assert sequence.sent <= sequence.reserved
+        sequence.in_flight += 1
+        return Span(sequence, sequence.seating, sequence.lane, position, rows, sequence.pending == 0)
+
+
+def _open(sequence: Sequence) -> Open:
+    sampling = sequence.request.sampling
+    window = sequence.ids[-sampling.penalty_window :] if sampling.penalty_window else ()
+    return Open(sequence.lane, sampling, tuple(window), sequence.generated)
+
+
+def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans: tuple[Span, ...]) -> Rows:
+    positions: list[int] = []
+    lanes: list[int] = []
+    tokens: list[int] = []
+    logits: list[bool] = []
+    for span in spans:
+        end = span.position + span.rows
+        positions += range(span.position, end)
+        lanes += [span.lane] * span.rows
+        tokens += span.sequence.ids[span.position : end]
+        logits += [False] * (span.rows - 1) + [span.logits]
+    return Rows(
+        fence,
+        number,
+        operations,
+        np.array(positions, np.int32),
+        np.array(lanes, np.int32),
+        np.array(logits, np.bool_),
+        tokens=np.array(tokens, np.int32),
+    )

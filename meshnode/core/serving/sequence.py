@@ -1,0 +1,66 @@
+"""One request on its way: its token ids, and where it sits.
+
+A sequence is queued, then seated on a lane, perhaps paused (its cells went to an older one) and seated again, then
+ended. Its ids survive a pause; everything a lane holds can be computed again from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from meshnode.core.serving.request import Generation
+
+UNSEATED: Final = -1
+
+
+class Phase(Enum):
+    """Where a sequence is. `ENDED` is final."""
+
+    QUEUED = "queued"
+    SEATED = "seated"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Counters are in tokens. Invariant while seated: sent <= reserved, and sent <= len(ids)."""
+
+    request: Generation
+    arrival: int
+    """Submission order: the largest is the youngest."""
+    since: float
+    """Queued: when it came. Seated: the last progress. The clock of the head."""
+    ids: list[int] = field(default_factory=list)
+    """Prompt, then what was generated and can be fed again."""
+    phase: Phase = Phase.QUEUED
+    lane: int = UNSEATED
+    seating: int = 0
+    """Number of the seating; an answer to an earlier seating is not for us."""
+    opened: bool = False
+    """Whether a frame with this seating's Open was built."""
+    reserved: int = 0
+    sent: int = 0
+    """Positions handed to frames: the next row has this position."""
+    in_flight: int = 0
+    """Frames with rows of this seating that are unanswered."""
+    unread: int = 0
+    """Tokens delivered and not yet taken by the consumer."""
+    chunked: int = 0
+    """Order number of the last prefill chunk: chunks of several prompts take turns."""
+    pauses: int = 0
+
+    def __post_init__(self) -> None:
+        self.ids.extend(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        """Tokens accepted so far; the sampler's counter."""
+        return len(self.ids) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Ids without a row yet: 1 is a decode step, more is a prompt to work off, 0 waits for an answer."""
+        return len(self.ids) - self.sent
