@@ -1,0 +1,78 @@
+"""What travels between a running node's `/api/...` routes and the command line: JSON of these types, both ways.
+
+Every route needs `Authorization: Bearer <content of <data>/api-token>`. An error is the OpenAI envelope
+(`{"error": {"message", "type", "code", "hint"}}`). `GET /api/status` answers `core.node.status.NodeStatus`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.shortfall import Shortfall
+
+NODE_FILE = "node.json"
+"""In the data directory while a node runs there: a `RunningNode`. Written when the endpoint answers, removed at the end."""
+TOKEN_FILE = "api-token"  # noqa: S105 - a file's name
+
+
+class RunningNode(msgspec.Struct, frozen=True):
+    """Where the node of a data directory is."""
+
+    pid: int
+    mesh_port: int
+    api_port: int
+    api_url: str = ""
+    """http://host:port of the endpoint, without `/v1`; empty: loopback."""
+
+
+class InviteRequest(msgspec.Struct, frozen=True):
+    """`POST /api/invites`."""
+
+    uses: int = 1
+    expires_s: int = 86400
+    role: str = "member"
+
+
+class InviteIssued(msgspec.Struct, frozen=True):
+    """Its answer; `invite` is the line to paste and is shown this once."""
+
+    invite: str
+    id: str
+    expires_at: datetime
+
+
+class InviteListing(msgspec.Struct, frozen=True):
+    """One line of `GET /api/invites`."""
+
+    id: str
+    role: str
+    state: str
+    uses: int
+    used: int
+    expires_at: datetime
+
+
+class InviteListings(msgspec.Struct, frozen=True):
+    """`GET /api/invites`."""
+
+    invites: tuple[InviteListing, ...]
+
+
+class PlanRequest(msgspec.Struct, frozen=True):
+    """`POST /api/plan`: what would this mesh do with that model? Zero and empty mean automatic."""
+
+    footprint: ModelFootprint
+    context: int = 0
+    lanes: int = 0
+    kv_type: str = ""
+
+
+class PlanAnswer(msgspec.Struct, frozen=True):
+    """Its answer: exactly one of the two."""
+
+    plan: Plan | None = None
+    shortfall: Shortfall | None = None
