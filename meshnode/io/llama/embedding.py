@@ -1,0 +1,60 @@
+"""Token embedding: a row look-up outside llama.cpp, so that only the first stage's node holds the table.
+
+Rows are converted by ggml's own `to_float`, the function that llama.cpp's row look-up calls: the same bits.
+The table is mapped, so that only the rows that are asked for are ever read.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode.errors import ModelError
+from meshnode.io.llama import native
+from meshnode.io.llama.gguf_file import open_model, tensor_bytes
+from meshnode.io.llama.slicing import TOKEN_EMBEDDING
+
+_F32 = 0
+
+
+class EmbeddingTable:
+    """Rows of `token_embd.weight` of a GGUF file as float32."""
+
+    def __init__(self, path: Path) -> None:
+        model = open_model(path)
+        tensor = model.by_name.get(TOKEN_EMBEDDING)
+        if tensor is None or len(tensor.dims) != 2:
+            raise ModelError(f"{path.name} has no token embedding")
+        self.width, self.rows = tensor.dims
+        self._row_bytes = tensor_bytes(tensor.type, (self.width,))
+        with model.files[tensor.file].open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = np.frombuffer(self._map, np.uint8, tensor.size, tensor.offset)
+        self._table = table.reshape(self.rows, self._row_bytes)
+        self._floats = self._table.view(np.float32) if tensor.type == _F32 else None
+        self._to_float = None if tensor.type == _F32 else native.type_traits(tensor.type).contents.to_float
+        if tensor.type != _F32 and not self._to_float:
+            raise ModelError(f"rows of tensor type {tensor.type} cannot be converted to numbers")
+
+    def look_up(self, tokens: NDArray[np.int32], into: NDArray[np.float32]) -> None:
+        """Write the embedding of token i to `into[i]`, (n, width).
+
+        Errors: ModelError for a token outside the vocabulary.
+        """
+        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self.rows):
+            raise ModelError(f"a token id outside the vocabulary of {self.rows}")
+        if self._floats is not None:
+            into[: tokens.size] = self._floats[tokens]
+            return
+        assert self._to_float is not None
+        source, target = self._table.ctypes.data, into.ctypes.data
+        for index, token in enumerate(tokens.tolist()):
+            self._to_float(source + token * self._row_bytes, target + index * into.strides[0], self.width)
+
+    def close(self) -> None:
+        """Unmap the table."""
+        del self._table, self._floats
+        self._map.close()

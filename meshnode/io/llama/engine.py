@@ -1,0 +1,346 @@
+"""Run one slice on stock llama.cpp: rows of tokens or activations in, activations or logits out.
+
+One thread decodes; only `abort` may come from another. The engine knows no protocol: the stage process feeds it.
+Invariant: a decode answers with exactly as many rows as asked, all finite, or it is a StageError; never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode.errors import ModelError, StageError
+from meshnode.io.llama import native
+from meshnode.io.llama.architectures import TABLE, WayIn
+from meshnode.io.llama.embedding import EmbeddingTable
+from meshnode.io.llama.gguf_file import open_model
+from meshnode.io.llama.manifest import architecture_of, layer_count
+from meshnode.io.llama.native import api
+from meshnode.io.llama.tap import Tap
+
+KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
+# llama.cpp's own bound on sequences (LLAMA_MAX_SEQ).
+LANES_MAX = 256
+# Most rows of logits of one decode where the lanes are fewer (a prompt's last rows, several drafts of a lane).
+LOGIT_ROWS_MIN = 32
+# IMRoPE and M-RoPE rows have four positions (llama_hparams::n_pos_per_embd).
+_POSITIONS_MROPE = 4
+_MROPE_TYPES = (api.LLAMA_ROPE_TYPE_MROPE, getattr(api, "LLAMA_ROPE_TYPE_IMROPE", 40))
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a slice runs; the same on every stage.
+
+    `context` in cells (all lanes together where `kv_unified`), `chunk` the most rows of a decode.
+    """
+
+    context: int
+    lanes: int
+    chunk: int
+    kv_type: str
+    flash_attention: bool
+    threads: int
+    kv_unified: bool = True
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A microbatch of n rows: `tokens` (n,) on the first stage, `activations` (n, width) on later ones."""
+
+    positions: NDArray[np.int32]
+    lanes: NDArray[np.int32]
+    logits: NDArray[np.bool_]
+    tokens: NDArray[np.int32] | None = None
+    activations: NDArray[np.float32] | None = None
+
+
+class _Batch:
+    """The arrays behind a `llama_batch`, allocated once."""
+
+    def __init__(self, chunk: int, positions: int) -> None:
+        self.positions = np.zeros(chunk * positions, np.int32)
+        self.lanes = np.zeros(chunk, np.int32)
+        self.outputs = np.zeros(chunk, np.int8)
+        self.tokens = np.zeros(chunk, np.int32)
+        counts = np.ones(chunk, np.int32)
+        pointers = self.lanes.ctypes.data + 4 * np.arange(chunk, dtype=np.uint64)
+        self._kept = (counts, pointers)
+        raw = api.llama_batch()
+        raw.pos = ctypes.cast(self.positions.ctypes.data, type(raw.pos))
+        raw.n_seq_id = ctypes.cast(counts.ctypes.data, type(raw.n_seq_id))
+        raw.seq_id = ctypes.cast(pointers.ctypes.data, type(raw.seq_id))
+        raw.logits = ctypes.cast(self.outputs.ctypes.data, type(raw.logits))
+        self.raw = raw
+
+    def feed_tokens(self) -> None:
+        self.raw.token = ctypes.cast(self.tokens.ctypes.data, type(self.raw.token))
+        self.raw.embd = None
+
+    def feed_rows(self, rows: NDArray[np.float32]) -> None:
+        self.raw.token = None
+        self.raw.embd = ctypes.cast(rows.ctypes.data, type(self.raw.embd))
+
+
+class SliceEngine:
+    """A loaded slice.
+
+    `width` values a row, `vocabulary` tokens (0 but on the last stage), `trim_any` whether a lane can be cut anywhere.
+    """
+
+    def __init__(self, options: EngineOptions, first: bool, last: bool) -> None:
+        self.options, self.first, self.last = options, first, last
+        self.width = self.vocabulary = 0
+        self.trim_any = True
+        self._model: Any = None
+        self._context: Any = None
+        self._memory: Any = None
+        self._table: EmbeddingTable | None = None
+        self._tap: Tap | None = None
+        self._abort = native.AbortFlag()
+        self._reported = native.LogTap()
+
+    @staticmethod
+    def load(
+        slice_path: Path,
+        embedding_path: Path | None,
+        options: EngineOptions,
+        *,
+        first: bool,
+        last: bool,
+        progress: Callable[[float], bool] | None = None,
+    ) -> SliceEngine:
+        """Load a slice file (the model itself when `first` and `last`) and prove with a probe decode that it runs.
+
+        `progress(fraction)` returns False to stop. Errors: ModelError, StageError with reason load_failed, cancelled,
+        tap_missed or non_finite.
+        """
+        if not 1 <= options.lanes <= LANES_MAX or options.chunk < 1 or options.kv_type not in KV_TYPES:
+            raise StageError("bad_options", f"{options} is not possible")
+        engine = SliceEngine(options, first, last)
+        try:
+            engine._open(slice_path, embedding_path, progress)
+            engine._probe()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def _open(self, path: Path, embedding: Path | None, progress: Callable[[float], bool] | None) -> None:
+        native.start()
+        described = open_model(path)
+        architecture = TABLE.get(architecture_of(described))
+        if not (self.first and self.last):
+            if architecture is None:
+                raise ModelError(f"{architecture_of(described)} models cannot be split")
+            if self.first and embedding is None:
+                raise StageError("load_failed", "the first stage needs the token embedding")
+            self._table = EmbeddingTable(embedding) if self.first and embedding is not None else None
+        native.listen(self._reported)
+        try:
+            self._load_model(path, progress)
+            self.width = api.llama_model_n_embd(self._model)
+            self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)) if self.last else 0
+            self.trim_any = not (api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
+            buffer = np.zeros((self.options.chunk, self.width), np.float32)
+            out = None if self.last or architecture is None else f"{architecture.tap}-{layer_count(described) - 1}"
+            into = None
+            if architecture is not None and architecture.way_in is WayIn.OVERWRITE:
+                raise StageError("load_failed", "not yet")
+            if out is not None or into is not None:
+                self._tap = Tap(out.encode() if out else None, into, buffer)
+            self._rows = buffer
+            self._make_context()
+        finally:
+            native.listen(None)
+
+    def _load_model(self, path: Path, progress: Callable[[float], bool] | None) -> None:
+        parameters = api.llama_model_default_params()
+        stopped = False
+
+        def report(fraction: float, _user: object) -> bool:
+            nonlocal stopped
+            stopped = stopped or (progress is not None and not progress(fraction))
+            return not stopped
+
+        callback = api.llama_progress_callback(report)
+        parameters.progress_callback = callback
+        parameters.n_gpu_layers = -1
+        self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
+        if stopped:
+            raise StageError("cancelled", "loading was stopped")
+        if not self._model:
+            raise StageError("load_failed", f"llama.cpp refused {path.name}: {'; '.join(self._reported.errors)}")
+
+    def _make_context(self) -> None:
+        options, parameters = self.options, api.llama_context_default_params()
+        parameters.n_ctx = options.context
+        parameters.n_batch = parameters.n_ubatch = options.chunk
+        parameters.n_seq_max = options.lanes
+        self._outputs_max = min(options.chunk, max(options.lanes, LOGIT_ROWS_MIN) if self.last else options.chunk)
+        parameters.n_outputs_max = self._outputs_max
+        parameters.n_threads = parameters.n_threads_batch = options.threads
+        parameters.flash_attn_type = int(options.flash_attention)
+        parameters.type_k = parameters.type_v = KV_TYPES[options.kv_type]
+        parameters.kv_unified = options.kv_unified
+        # A window cache of full size: cutting a lane back stays possible at any position.
+        parameters.swa_full = True
+        parameters.abort_callback = self._abort.callback
+        parameters.abort_callback_data = self._abort.data
+        parameters.no_perf = True
+        if self._tap is not None:
+            parameters.cb_eval = self._tap.callback
+        self._context = api.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise StageError("load_failed", f"llama.cpp made no context: {'; '.join(self._reported.errors)}")
+        self._memory = api.llama_get_memory(self._context)
+        if api.llama_n_seq_max(self._context) < options.lanes:
+            raise StageError("load_failed", f"llama.cpp gave fewer lanes than {options.lanes}")
+        mrope = api.llama_model_rope_type(self._model) in _MROPE_TYPES
+        tokens = self.first and self.last
+        self._positions = _POSITIONS_MROPE if mrope and not tokens else 1
+        self._batch = _Batch(options.chunk, self._positions)
+        if tokens:
+            self._batch.feed_tokens()
+
+    def _probe(self) -> None:
+        one = np.zeros(1, np.int32)
+        rows = np.zeros((1, self.width), np.float32)
+        activations = None if self.first else rows + np.float32(0.01)
+        self.decode(Rows(one, one, np.ones(1, np.bool_), one if self.first else None, activations))
+        self.clear(0)
+
+    def decode(self, rows: Rows) -> NDArray[np.float32]:
+        """Run n rows: activations (n, width), on the last stage logits (flagged rows, vocabulary).
+
+        The array is a view that the next decode overwrites. Errors: StageError with reason bad_rows, no_kv_room,
+        aborted, fatal, tap_missed or non_finite; after aborted or fatal ask `next_position` and trim.
+        """
+        count = int(rows.positions.size)
+        wanted = int(np.count_nonzero(rows.logits))
+        self._check(rows, count, wanted)
+        batch = self._batch
+        batch.raw.n_tokens = count
+        batch.positions[:count] = rows.positions
+        if self._positions > 1:
+            batch.positions[count : 3 * count] = np.tile(rows.positions, 2)
+            batch.positions[3 * count : 4 * count] = 0
+        batch.lanes[:count] = rows.lanes
+        batch.outputs[:count] = rows.logits if self.last else 1
+        self._feed(rows, count)
+        self._run((count, len(set(rows.lanes.tolist()))), count)
+        if not self.last:
+            return self._finite(self._rows[:count])
+        if not wanted:
+            return np.empty((0, self.vocabulary), np.float32)
+        pointer = api.llama_get_logits(self._context)
+        logits = np.ctypeslib.as_array(pointer, (wanted, self.vocabulary))
+        return self._finite(logits)
+
+    def _check(self, rows: Rows, count: int, wanted: int) -> None:
+        source = rows.tokens if self.first else rows.activations
+        fits = 0 < count <= self.options.chunk and rows.lanes.size == rows.logits.size == count
+        if not fits or source is None or len(source) != count or (self.last and wanted > self._outputs_max):
+            raise StageError("bad_rows", f"a microbatch of {count} rows does not fit this stage")
+        if not self.first and source.shape != (count, self.width):
+            raise StageError("bad_rows", f"activations of shape {source.shape}, expected {(count, self.width)}")
+        if int(rows.lanes.min()) < 0 or int(rows.lanes.max()) >= self.options.lanes:
+            raise StageError("bad_rows", "a lane outside the range of this stage")
+        if self.first and (int(source.min()) < 0 or (self.last and int(source.max()) >= self.vocabulary)):
+            raise StageError("bad_rows", "a token outside the vocabulary")
+
+    def _feed(self, rows: Rows, count: int) -> None:
+        if rows.tokens is not None and self.first:
+            if self._table is None:
+                self._batch.tokens[:count] = rows.tokens
+                return
+            self._table.look_up(rows.tokens, self._rows)
+            self._batch.feed_rows(self._rows)
+        elif rows.activations is not None:
+            self._incoming = np.ascontiguousarray(rows.activations, np.float32)
+            self._batch.feed_rows(self._incoming)
+
+    def _run(self, shape: tuple[int, ...], count: int) -> None:
+        if self._tap is not None:
+            self._tap.begin(shape, count, None)
+        result = api.llama_decode(self._context, self._batch.raw)
+        whole = self._tap is None or self._tap.end()
+        if result == 1:
+            raise StageError("no_kv_room", "no room in the KV cache for these rows")
+        if result == 2:
+            self._abort.clear()
+            raise StageError("aborted", "the decode was stopped")
+        if result != 0:
+            raise StageError("fatal", f"llama.cpp failed a decode ({result})")
+        if not whole:
+            raise StageError("tap_missed", "the graph did not give its activations exactly once")
+
+    def _finite(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        # A sum is not finite when any value is not; the exact test runs only then (large values may overflow a sum).
+        if not math.isfinite(float(values.sum())) and not np.isfinite(values).all():
+            raise StageError("non_finite", "the stage computed values that are not finite")
+        return values
+
+    def trim(self, lane: int, position: int) -> bool:
+        """Forget positions >= `position` of a lane; False where this model cannot (only `clear` works there)."""
+        return bool(api.llama_memory_seq_rm(self._memory, lane, position, -1))
+
+    def clear(self, lane: int) -> None:
+        """Forget a lane."""
+        if not api.llama_memory_seq_rm(self._memory, lane, -1, -1):
+            raise StageError("fatal", f"lane {lane} cannot be cleared")
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make `target` the first `length` positions of `source`.
+
+        Errors: StageError with reason bad_copy where only whole lanes can be copied.
+        """
+        self.clear(target)
+        if not length:
+            return
+        held = self.next_position(source)
+        if held < length or (not self.trim_any and held != length):
+            raise StageError("bad_copy", f"lane {source} holds {held} positions, {length} cannot be copied")
+        if self.options.kv_unified and self.trim_any:
+            api.llama_memory_seq_cp(self._memory, source, target, 0, length)
+            return
+        api.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if held != length and not self.trim(target, length):
+            raise StageError("fatal", f"lane {target} cannot be cut to {length}")
+
+    def next_position(self, lane: int) -> int:
+        """The position that follows what the lane holds; 0 for an empty lane."""
+        return int(api.llama_memory_seq_pos_max(self._memory, lane)) + 1
+
+    def abort(self) -> None:
+        """Stop the running decode (from another thread); it ends with reason aborted."""
+        self._abort.set()
+
+    def fingerprint(self) -> str:
+        """What decides low bits: build, processor features and options, as 16 hexadecimal digits."""
+        facts = (native.REQUIRED_VERSION, api.llama_print_system_info().decode(), repr(self.options))
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by kind (model, kv, rs, compute, output) as llama.cpp reported them, to 0.01 MiB."""
+        return dict(self._reported.bytes)
+
+    def close(self) -> None:
+        """Free everything; twice is fine."""
+        if self._context:
+            api.llama_free(self._context)
+            self._context = self._memory = None
+        if self._model:
+            api.llama_model_free(self._model)
+            self._model = None
+        if self._table is not None:
+            self._table.close()
+            self._table = None

@@ -1,0 +1,230 @@
+"""Lay out a slice of layers [first, last) as a GGUF of its own.
+
+A slice is an ordinary small model for llama.cpp: layers renumbered from 0, per-layer metadata cut by a table of keys
+(never by length alone), every slice but the last without a vocabulary. The layout says which byte ranges of which
+artifacts go where, so that a joiner writes its slice without ever holding the model. What no extent covers is a hole
+of zeros.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshnode.errors import ModelError
+from meshnode.io.llama.gguf_file import alignment_of, encode_header, tensor_bytes
+from meshnode.io.llama.gguf_values import KeyValue, ValueType, make_array, make_scalar
+from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, Manifest, TensorEntry, layer_name
+
+TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 (a tensor)
+OUTPUT_WEIGHT = "output.weight"
+# Rows of the table of zeros that a slice without vocabulary carries: llama.cpp wants a table, and one that its
+# matrix kernels take.
+EMPTY_VOCABULARY = 32
+_F32 = 0
+# One read and write of a slice file; larger gains nothing, smaller costs calls.
+_COPY_BYTES = 4 << 20
+
+# Keys under `<architecture>.` whose arrays hold one value a layer.
+PER_LAYER_KEYS = frozenset(
+    {
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.sliding_window_pattern",
+        "attention.recurrent_layers",
+        "attention.indexer.types",
+        "attention.compress_ratios",
+        "feed_forward_length",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+    }
+)
+# Arrays that may have the length of the layers by accident and are not per layer.
+OTHER_ARRAYS = frozenset({"rope.dimension_sections"})
+
+
+@dataclass(frozen=True)
+class Extent:
+    """`length` bytes at `artifact_offset` of `artifact` belong at `file_offset` of the slice file."""
+
+    artifact: str
+    artifact_offset: int
+    length: int
+    file_offset: int
+
+
+@dataclass(frozen=True)
+class SliceLayout:
+    """A slice file: its header, what to copy, and its size in bytes (the rest is zeros)."""
+
+    header: bytes
+    extents: tuple[Extent, ...]
+    size: int
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes that come from artifacts: the disk the slice takes."""
+        return sum(item.length for item in self.extents)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A tensor of the slice; without `artifact` it is zeros."""
+
+    name: str
+    type: int
+    dims: tuple[int, ...]
+    size: int
+    artifact: str = ""
+    artifact_offset: int = 0
+
+
+def layout_slice(keys: Sequence[KeyValue], manifest: Manifest, first: int, last: int) -> SliceLayout:
+    """Layout of layers [first, last). `keys` are those of the metadata artifact.
+
+    Errors: ModelError when this slice cannot be cut.
+    """
+    if not 0 <= first < last <= manifest.layers:
+        raise ModelError(f"layers {first} to {last} are not a slice of a model of {manifest.layers} layers")
+    final = last == manifest.layers
+    placed = [*_vocabulary_tensors(manifest, first == 0, final), *_copied(manifest, SHARED)]
+    for index in range(first, last):
+        placed += _copied(manifest, layer_name(index), (f"blk.{index}.", f"blk.{index - first}."))
+    return _laid_out(slice_keys(keys, manifest, first, last), placed)
+
+
+def layout_embedding(keys: Sequence[KeyValue], manifest: Manifest) -> SliceLayout:
+    """Layout of the file that the first stage looks tokens up in: a GGUF of the token embedding alone."""
+    return _laid_out([item for item in keys if item.key == "general.architecture"], _copied(manifest, EMBEDDING))
+
+
+def _copied(manifest: Manifest, artifact: str, renamed: tuple[str, str] = ("", "")) -> list[_Placed]:
+    item = manifest.artifact(artifact)
+    if item is None:
+        return []
+    old, new = renamed
+    return [_Placed(new + t.name.removeprefix(old), t.type, t.dims, t.size, artifact, t.offset) for t in item.tensors]
+
+
+def _zeros(entry: TensorEntry, rows: int | None = None) -> _Placed:
+    """A tensor of zeros in the place of `entry`; with `rows`, of that many rows of 32-bit floats."""
+    if rows is None:
+        return _Placed(entry.name, entry.type, entry.dims, entry.size)
+    dims = (*entry.dims[:-1], rows)
+    return _Placed(entry.name, _F32, dims, tensor_bytes(_F32, dims))
+
+
+def _vocabulary_tensors(manifest: Manifest, initial: bool, final: bool) -> list[_Placed]:
+    embedding, output = manifest.artifact(EMBEDDING), manifest.artifact(OUTPUT)
+    entries = [] if output is None else list(output.tensors)
+    tied = not any(item.name == OUTPUT_WEIGHT for item in entries)
+    if embedding is None:
+        raise ModelError("the model has no token embedding")
+    if final:
+        # Untied and not first, the table is never read: a hole in the file.
+        held = tied or initial
+        table = _copied(manifest, EMBEDDING) if held else [_zeros(item) for item in embedding.tensors]
+        return [*table, *_copied(manifest, OUTPUT)]
+    rows = embedding.tensors[0].dims[-1]
+    placed = [_zeros(item, EMPTY_VOCABULARY) for item in embedding.tensors]
+    return placed + [_zeros(item, EMPTY_VOCABULARY if item.dims[-1] == rows else None) for item in entries]
+
+
+def slice_keys(keys: Sequence[KeyValue], manifest: Manifest, first: int, last: int) -> list[KeyValue]:
+    """The key-values of slice [first, last)."""
+    architecture = manifest.architecture
+    final = last == manifest.layers
+    kept: list[KeyValue] = []
+    for item in keys:
+        name = item.key.removeprefix(architecture + ".")
+        if item.key.startswith("split.") or (not final and item.key.startswith("tokenizer.")):
+            continue
+        if name == item.key:
+            kept.append(item)
+        elif item.type is ValueType.ARRAY:
+            kept.append(_sliced_array(item, name, manifest.layers, first, last))
+        elif name == "block_count":
+            kept.append(make_scalar(item.key, item.type, last - first))
+        elif name == "nextn_predict_layers":
+            kept.append(make_scalar(item.key, item.type, 0))
+        elif name == "leading_dense_block_count":
+            kept.append(make_scalar(item.key, item.type, max(int(item.scalar()) - first, 0)))
+        elif name != "vocab_size":
+            kept.append(item)
+    if not final:
+        kept.append(make_scalar("tokenizer.ggml.model", ValueType.STRING, "no_vocab"))
+        kept.append(make_scalar(f"{architecture}.vocab_size", ValueType.UINT32, EMPTY_VOCABULARY))
+    else:
+        kept += [item for item in keys if item.key == f"{architecture}.vocab_size"]
+    return kept
+
+
+def _sliced_array(item: KeyValue, name: str, layers: int, first: int, last: int) -> KeyValue:
+    if name in PER_LAYER_KEYS:
+        values, kind = item.items(), item.item_type
+        if len(values) < layers or kind is None:
+            raise ModelError(f"the GGUF key {item.key!r} has {len(values)} values for {layers} layers")
+        return make_array(item.key, kind, values[first:last])
+    if item.count == layers and name not in OTHER_ARRAYS:
+        raise ModelError(f"the GGUF key {item.key!r} may hold one value a layer, and is not known to this version")
+    return item
+
+
+def _laid_out(keys: Sequence[KeyValue], placed: Sequence[_Placed]) -> SliceLayout:
+    alignment = alignment_of(keys)
+    offsets: list[int] = []
+    end = 0
+    for item in placed:
+        offsets.append(end)
+        end += -(-item.size // alignment) * alignment
+    described = [(item.name, item.type, item.dims, offset) for item, offset in zip(placed, offsets, strict=True)]
+    header = encode_header(keys, described)
+    extents = [
+        Extent(item.artifact, item.artifact_offset, item.size, len(header) + offset)
+        for item, offset in zip(placed, offsets, strict=True)
+        if item.artifact
+    ]
+    return SliceLayout(header, tuple(_merged(extents)), len(header) + end)
+
+
+def _merged(extents: Iterable[Extent]) -> list[Extent]:
+    merged: list[Extent] = []
+    for item in extents:
+        before = merged[-1] if merged else None
+        if (
+            before is not None
+            and before.artifact == item.artifact
+            and before.artifact_offset + before.length == item.artifact_offset
+            and before.file_offset + before.length == item.file_offset
+        ):
+            merged[-1] = Extent(item.artifact, before.artifact_offset, before.length + item.length, before.file_offset)
+        else:
+            merged.append(item)
+    return merged
+
+
+def write_slice(layout: SliceLayout, read: Callable[[str, int, int], bytes], path: Path) -> None:
+    """Write the slice to `path`, whole or not at all. `read(artifact, offset, length)` gives exactly `length` bytes.
+
+    Errors: ModelError when `read` gives fewer bytes; OSError of the disk.
+    """
+    partial = path.with_name(path.name + ".part")
+    try:
+        with partial.open("wb") as file:
+            file.write(layout.header)
+            for extent in layout.extents:
+                file.seek(extent.file_offset)
+                for at in range(0, extent.length, _COPY_BYTES):
+                    length = min(_COPY_BYTES, extent.length - at)
+                    data = read(extent.artifact, extent.artifact_offset + at, length)
+                    if len(data) != length:
+                        raise ModelError(f"the artifact {extent.artifact} is shorter than its manifest says")
+                    file.write(data)
+            file.truncate(layout.size)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
