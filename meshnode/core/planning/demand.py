@@ -1,0 +1,95 @@
+"""What shall be served, and how: the record that a plan answers.
+
+Invariant: what a user set is planned exactly or refused, never changed; 0 and "" mean "choose for me".
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
+from meshnode.errors import ConfigError, ModelError
+from meshnode.identity.ids import NodeId
+from meshnode.wire.limits import LANES
+
+DeploymentId = NewType("DeploymentId", str)
+"""Random, made by `serve`; outlives its runs."""
+
+DEFAULT_LANES = 4
+"""Streams that a household or small team has open at once; with unified KV each costs only its share of the cells."""
+
+_LAYERS_MAX = 512  # LLAMA_MAX_LAYERS of llama.cpp
+_BYTES_MAX = 1 << 50  # one petabyte: sums of 512 of them stay far below 64 bits
+
+
+class Demand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One model that somebody asked for; the higher (version, author) wins."""
+
+    deployment: DeploymentId
+    version: int
+    author: NodeId
+    """Who asked and holds the model file; coordinates while it lives."""
+    manifest_digest: str
+    model: str
+    """The name that clients use."""
+    context: int = 0
+    """Tokens in all lanes together; 0: as many as fit, at most what the model was trained for."""
+    lanes: int = 0
+    """Sequences at once; 0: 4, or fewer where the recurrent state of 4 does not fit."""
+    kv_type: str = ""
+    """f32 | f16 | q8_0 | q4_0; empty: the model's default (q8_0 where it can)."""
+    pins: tuple[NodeId, ...] = ()
+    """Only these nodes may take layers, by exact id; empty: any."""
+    removed: bool = False
+
+
+def resolve_kv_type(demand: Demand, footprint: ModelFootprint) -> str:
+    """The KV type to plan and load with. Errors: ConfigError for one that is unknown or that this model cannot use."""
+    wanted = demand.kv_type or footprint.kv_type
+    if wanted not in KV_BLOCK_BYTES:
+        raise ConfigError(f"unknown KV type {wanted!r}", f"Choose one of {', '.join(KV_BLOCK_BYTES)}.")
+    quantized = wanted.startswith("q")
+    if quantized and not (footprint.flash_attention and footprint.kv_type.startswith("q")):
+        raise ConfigError(
+            f"{footprint.name} cannot use KV type {wanted}: it needs flash attention and heads in multiples of 32",
+            "Leave --kv-type out, or choose f16.",
+        )
+    return wanted
+
+
+def check_demand(demand: Demand, footprint: ModelFootprint) -> None:
+    """Refuse what no mesh could serve. Errors: ConfigError (the user's options), ModelError (the footprint)."""
+    _check_footprint(footprint)
+    if demand.manifest_digest != footprint.manifest_digest:
+        raise ConfigError(
+            f"the demand names manifest {demand.manifest_digest[:12]},"
+            f" the footprint is of {footprint.manifest_digest[:12]}"
+        )
+    if not 0 <= demand.lanes <= LANES:
+        raise ConfigError(f"{demand.lanes} lanes are not possible", f"Choose 1 to {LANES}, or leave --lanes out for 4.")
+    if demand.context < 0:
+        raise ConfigError(
+            f"a context of {demand.context} tokens is not possible", "Leave --context out to get the most."
+        )
+    if demand.context > footprint.context_trained:
+        raise ConfigError(
+            f"{footprint.name} was trained for {footprint.context_trained} tokens of context, not {demand.context}",
+            f"Choose --context {footprint.context_trained} or less, or leave it out.",
+        )
+
+
+def _check_footprint(footprint: ModelFootprint) -> None:
+    count = len(footprint.layers)
+    if not 1 <= count <= _LAYERS_MAX:
+        raise ModelError(f"a model of {count} layers cannot be planned")
+    sizes = [footprint.embedding_bytes, footprint.output_bytes, footprint.shared_bytes]
+    for layer in footprint.layers:
+        if layer.weight_bytes <= 0:
+            raise ModelError(f"the size of a layer of {footprint.name} is unknown")
+        sizes += [layer.weight_bytes, layer.kv_values, layer.state_bytes]
+    if min(sizes) < 0 or max(sizes) > _BYTES_MAX or footprint.context_trained < 1:
+        raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
+    if any(not 0 < cut < count for cut in footprint.boundaries):
+        raise ModelError(f"the footprint of {footprint.name} allows cuts outside the model")

@@ -1,0 +1,149 @@
+"""Cut layers over nodes so that every slice fits its node.
+
+Two questions, kept apart: does an order of nodes fit at all (`Fit`, bit sets, fast), and where are the best cuts for an
+order that does (`partition`, exact). Exhaustive over orders up to EXACT_NODES nodes; above, a bounded list of orders.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from meshnode.core.planning.context import Costs
+from meshnode.core.planning.cuts import Cuts
+
+EXACT_NODES = 7
+"""Up to here every order is covered (2^7 sets x 7 nodes, 10 ms); more would not stay below the planner's 200 ms."""
+
+ORDERS_TRIED = 24
+"""Orders tried for one set of more nodes: counted, not timed, so that every machine tries the same."""
+
+
+class Fit:
+    """Whether given node sizes, in a given order, can hold the model at one context."""
+
+    def __init__(self, cuts: Cuts, costs: Costs) -> None:
+        self._cuts = cuts
+        self._costs = costs
+        self._reach: dict[int, tuple[int, ...]] = {}
+
+    def reach(self, room: int) -> tuple[int, ...]:
+        """For each first layer, the set (as bits) of the ends that fit into `room` bytes."""
+        known = self._reach.get(room)
+        if known is None:
+            known = self._reach[room] = tuple(self._reach_from(first, room) for first in range(self._costs.layers))
+        return known
+
+    def _reach_from(self, first: int, room: int) -> int:
+        need = self._costs.need
+        ends = self._cuts.ends[first]
+        count = bisect_right(ends, room, key=lambda last: need(first, last))
+        return sum(1 << end for end in ends[:count])
+
+    def holds(self, rooms: Sequence[int]) -> bool:
+        """Whether nodes of these sizes, in this order and all used, hold every layer."""
+        layers = self._costs.layers
+        reached = 1
+        for room in rooms:
+            ends = self.reach(room)
+            following = 0
+            for first in _bits(reached & ~(1 << layers)):
+                following |= ends[first]
+            reached = following
+            if not reached:
+                return False
+        return bool(reached >> layers & 1)
+
+    def find_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
+        """Indices of `rooms` in an order that holds every layer, or None. Exact for EXACT_NODES and fewer."""
+        if not self._could_hold(rooms):
+            return None
+        if len(rooms) <= EXACT_NODES:
+            return self._exact_order(rooms)
+        tried = islice(self._likely_orders(rooms), ORDERS_TRIED)
+        return next((order for order in tried if self.holds([rooms[index] for index in order])), None)
+
+    def _could_hold(self, rooms: Sequence[int]) -> bool:
+        costs = self._costs
+        total = costs.need(0, costs.layers) + costs.each * (len(rooms) - 1)
+        return total <= sum(rooms)
+
+    def _exact_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
+        """Dynamic programming over sets of nodes: the boundaries that a set, in some order, can end at."""
+        layers, everything = self._costs.layers, (1 << len(rooms)) - 1
+        reached = [0] * (everything + 1)
+        reached[0] = 1
+        for used in range(everything):
+            starts = tuple(_bits(reached[used] & ~(1 << layers)))
+            for index, room in enumerate(rooms):
+                if not used >> index & 1:
+                    ends = self.reach(room)
+                    for first in starts:
+                        reached[used | 1 << index] |= ends[first]
+        if not reached[everything] >> layers & 1:
+            return None
+        order: list[int] = []
+        used, end = everything, layers
+        while used:
+            index, first = next(
+                (index, first)
+                for index, room in enumerate(rooms)
+                if used >> index & 1
+                for first in _bits(reached[used & ~(1 << index)] & ~(1 << layers))
+                if self.reach(room)[first] >> end & 1
+            )
+            order.append(index)
+            used, end = used & ~(1 << index), first
+        return tuple(reversed(order))
+
+    def _likely_orders(self, rooms: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Orders by how few layers the two ends lose to embedding and output: only the ends matter for equal layers."""
+        costs = self._costs
+        middle = [room - costs.each for room in rooms]
+        layer = max(1, costs.prefix[-1] // costs.layers)
+        front = sorted(range(len(rooms)), key=lambda i: (_lost(middle[i], costs.embedding, layer), i))
+        back = sorted(range(len(rooms)), key=lambda i: (_lost(middle[i], costs.output, layer), i))
+        pairs = sorted((a + b, a, b) for a in range(min(8, len(front))) for b in range(min(8, len(back))))
+        for _, a, b in pairs:
+            if front[a] != back[b]:
+                rest = [index for index in range(len(rooms)) if index not in (front[a], back[b])]
+                yield (front[a], *rest, back[b])
+                yield (front[a], *reversed(rest), back[b])
+
+
+def _lost(room: int, extra: int, layer: int) -> int:
+    return room // layer - (room - extra) // layer
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
+
+
+def partition(cuts: Cuts, costs: Costs, rooms: Sequence[int]) -> tuple[int, ...] | None:
+    """Ends of the slices over nodes of `rooms` bytes in this order, proportional to their memory; None where none fits.
+
+    Minimises the sum of need^2 / room, which is least where every node is filled by the same share; equal sums: the
+    smaller ends.
+    """
+    layers = costs.layers
+    final = len(rooms) - 1
+    states: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for stage, room in enumerate(rooms):
+        reached: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for first, (spent, ends) in states.items():
+            for last in cuts.ends[first]:
+                if (last == layers) != (stage == final):
+                    continue
+                need = costs.need(first, last)
+                if need > room:
+                    break
+                candidate = (spent + need * need // room, (*ends, last))
+                if last not in reached or candidate < reached[last]:
+                    reached[last] = candidate
+        states = reached
+    best = states.get(layers)
+    return None if best is None else best[1]
