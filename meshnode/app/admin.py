@@ -15,7 +15,7 @@ from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.shortfall import Shortfall
 
 NODE_FILE = "node.json"
-"""In the data directory while a node runs there: a `RunningNode`. Written when the endpoint answers, removed at the end."""
+"""In the data directory: a `RunningNode`. Written when the endpoint answers, removed when the node ends."""
 TOKEN_FILE = "api-token"  # noqa: S105 - a file's name
 
 
