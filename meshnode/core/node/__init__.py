@@ -1,1 +1,1 @@
-"""node."""
+"""The mediator: one place that sees every core part. `handle(event, now) -> effects`."""

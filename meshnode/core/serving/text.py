@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -42,6 +43,15 @@ class Vocabulary(msgspec.Struct, frozen=True):
     def written(self, token: int) -> bytes:
         """The text of one token with control tokens spelled out."""
         return self.markers.get(token) or self.shown(token)
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """What a chat template turns into a prompt."""
+
+    messages: tuple[dict[str, Any], ...]
+    """Each with `role` and `content` (text), and what else the client gave."""
+    variables: dict[str, Any] = {}
+    """Further names the template may read (`chat_template_kwargs`)."""
 
 
 class Detokenizer:

@@ -1,0 +1,140 @@
+"""What a node says of itself: one signed, numbered record that travels unchanged.
+
+Invariant: a signature covers the exact bytes that travel; nothing is encoded again to check it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from meshnode.errors import PeerError
+from meshnode.identity.domains import Domain
+from meshnode.identity.ids import MeshId, NodeId
+from meshnode.wire.fence import RunId, Term
+from meshnode.wire.messages import Announce
+
+BODY_BYTES = 4096
+"""An announcement: 2 KB as designed, and the room of one more for fields of later versions."""
+
+MAX_ADDRESSES = 8
+"""Addresses dialed of one node: a laptop with Wi-Fi, Ethernet, two VPNs and both address families."""
+
+PROTOCOL = 1
+"""Of the control messages; grows when an old node could not do without the change."""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A run that the author coordinates: where its head is, for clients of any node."""
+
+    deployment: str
+    model: str
+    term: Term
+    run: RunId
+    context: int
+    created: int
+    """Unix seconds, for the models list."""
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """Memory of the author that a deployment holds, bytes."""
+
+    deployment: str
+    bytes: int
+
+
+class Body(msgspec.Struct, frozen=True):
+    """The signed content. Sizes are bytes."""
+
+    mesh: MeshId
+    node: NodeId
+    incarnation: int
+    """Boot counter, kept on disk."""
+    sequence: int
+    name: str
+    addresses: tuple[str, ...]
+    memory_usable: int
+    protocol: int = PROTOCOL
+    software: str = ""
+    llama: str = ""
+    reserved: tuple[Reserved, ...] = ()
+    served: tuple[Served, ...] = ()
+    cached: dict[str, tuple[tuple[int, int], ...]] = {}
+    """Manifest digest -> layer ranges [first, last) that need not be fetched."""
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """What decides which of two announcements is newer."""
+        return (self.incarnation, self.sequence)
+
+
+class Author(Protocol):
+    """A member whose chain was checked."""
+
+    @property
+    def node(self) -> NodeId:
+        """Hash of the member's key."""
+        ...
+
+    @property
+    def role(self) -> str:
+        """member | client, as its issuer wrote it."""
+        ...
+
+    def signed(self, domain: Domain, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` is this member's over `data` in `domain` of this mesh."""
+        ...
+
+
+class Authority(Protocol):
+    """This node's own key and its view of who belongs to the mesh. Pure: reads no file, no clock of its own."""
+
+    @property
+    def node(self) -> NodeId:
+        """This node."""
+        ...
+
+    @property
+    def mesh(self) -> MeshId:
+        """Its mesh."""
+        ...
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """This node's certificates, DER, leaf first, root left out."""
+        ...
+
+    def sign(self, domain: Domain, data: bytes) -> bytes:
+        """A signature over `data` in `domain`."""
+        ...
+
+    def admit(self, chain: tuple[bytes, ...]) -> Author:
+        """The author that `chain` proves. Raises PeerError when it proves none."""
+        ...
+
+
+def announce(body: Body, authority: Authority) -> Announce:
+    """The signed record of `body`."""
+    raw = msgspec.msgpack.encode(body)
+    assert len(raw) <= BODY_BYTES, "an announcement outgrew its limit: cut its lists"
+    return Announce(author=body.node, body=raw, signature=authority.sign(Domain.ANNOUNCEMENT, raw))
+
+
+def read(record: Announce, author: Author, mesh: MeshId) -> Body:
+    """The checked content of `record`. Raises PeerError for anything that its author did not sign for this mesh."""
+    if len(record.body) > BODY_BYTES:
+        raise PeerError(f"an announcement of {len(record.body)} bytes, at most {BODY_BYTES} are allowed")
+    if not author.signed(Domain.ANNOUNCEMENT, record.body, record.signature):
+        raise PeerError("an announcement with a wrong signature")
+    try:
+        body = msgspec.msgpack.decode(record.body, type=Body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PeerError(f"a malformed announcement: {error}") from None
+    if body.node != author.node or body.node != record.author:
+        raise PeerError("an announcement in another node's name")
+    if body.mesh != mesh:
+        raise PeerError("an announcement of another mesh")
+    if len(body.addresses) > MAX_ADDRESSES or body.memory_usable < 0 or min(body.number) < 0:
+        raise PeerError("an announcement with impossible values")
+    return body

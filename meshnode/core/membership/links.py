@@ -1,0 +1,123 @@
+"""Which peers to dial and when, and whether a link is alive. Every node keeps a link to every other.
+
+Design NETWORK draws links in a ring above 16 nodes; that arrives with gossip. Of two links of one pair the transport
+keeps the one dialed by the lower node id.
+
+Invariant: at most one dial of a peer at a time, and a dead peer is dialed at least every `REDIAL_MAX_S`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from meshnode.identity.ids import NodeId
+
+PING_S = 1.0
+SILENCE_S = 8.0
+"""A link on which nothing came for so long is dead. A closed socket is known at once; this is for pulled cables and
+frozen machines, and must outlast a loaded machine's slowest second."""
+REDIAL_MIN_S = 0.5
+REDIAL_MAX_S = 10.0
+GRACE_S = 3.0
+"""A peer whose link was lost may come back this long before what it does for others is given up."""
+
+
+@dataclass
+class Link:
+    """One peer, linked or not."""
+
+    node: NodeId
+    up: bool = False
+    dialing: bool = False
+    failures: int = 0
+    dial_at: float = 0.0
+    heard_at: float = 0.0
+    lost_at: float | None = None
+    ping_at: float = 0.0
+    ping_nonce: int = 0
+    ping_sent_at: float | None = None
+    rtt_s: float | None = None
+    error: str = ""
+
+
+@dataclass
+class Links:
+    """All links of this node."""
+
+    links: dict[NodeId, Link] = field(default_factory=dict)
+
+    def know(self, node: NodeId, now: float) -> Link:
+        """The link record of `node`, made when it is new; new peers are dialed at once."""
+        link = self.links.get(node)
+        if link is None:
+            link = self.links[node] = Link(node, dial_at=now)
+        return link
+
+    def forget(self, node: NodeId) -> None:
+        """Never dial `node` again, until it is known anew."""
+        self.links.pop(node, None)
+
+    def opened(self, node: NodeId, now: float) -> None:
+        """A link came up."""
+        link = self.know(node, now)
+        link.up, link.dialing, link.failures, link.error = True, False, 0, ""
+        link.heard_at, link.ping_at, link.ping_sent_at, link.lost_at = now, now, None, None
+
+    def closed(self, node: NodeId, reason: str, now: float) -> None:
+        """A link ended, or a dial failed."""
+        link = self.know(node, now)
+        if link.up:
+            link.lost_at = now
+        link.up, link.dialing, link.error = False, False, reason
+        link.dial_at = now + min(REDIAL_MIN_S * 2**link.failures, REDIAL_MAX_S)
+        link.failures = min(link.failures + 1, 16)
+
+    def heard(self, node: NodeId, now: float) -> None:
+        """Anything arrived on the link."""
+        link = self.links.get(node)
+        if link is not None:
+            link.heard_at = now
+
+    def pong(self, node: NodeId, nonce: int, now: float) -> None:
+        """An answer to a ping: a round trip was measured."""
+        link = self.links.get(node)
+        if link is not None and link.ping_sent_at is not None and nonce == link.ping_nonce:
+            link.rtt_s, link.ping_sent_at = now - link.ping_sent_at, None
+
+    def up(self, node: NodeId) -> bool:
+        """Whether there is a link to `node` now."""
+        link = self.links.get(node)
+        return link is not None and link.up
+
+    def dials(self, now: float) -> Iterator[Link]:
+        """The peers to dial now; each is marked as being dialed."""
+        for link in self.links.values():
+            if not link.up and not link.dialing and link.dial_at <= now:
+                link.dialing = True
+                yield link
+
+    def pings(self, now: float) -> Iterator[Link]:
+        """The links to ping now; each is marked as pinged with a new nonce."""
+        for link in self.links.values():
+            if link.up and link.ping_at <= now:
+                link.ping_at, link.ping_nonce, link.ping_sent_at = now + PING_S, link.ping_nonce + 1, now
+                yield link
+
+    def silent(self, now: float) -> list[NodeId]:
+        """Linked peers that said nothing for too long."""
+        return [link.node for link in self.links.values() if link.up and now - link.heard_at > SILENCE_S]
+
+    def given_up(self, now: float) -> list[NodeId]:
+        """Peers whose link was lost and did not come back in time; each is named once."""
+        gone = [x for x in self.links.values() if x.lost_at is not None and now - x.lost_at >= GRACE_S]
+        for link in gone:
+            link.lost_at = None
+        return [link.node for link in gone]
+
+    def deadline(self) -> float | None:
+        """When something here is due next."""
+        times = [link.ping_at for link in self.links.values() if link.up]
+        times += [link.dial_at for link in self.links.values() if not link.up and not link.dialing]
+        times += [link.lost_at + GRACE_S for link in self.links.values() if link.lost_at is not None]
+        return min(times, default=None)

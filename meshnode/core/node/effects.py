@@ -1,0 +1,114 @@
+"""What to do: orders of the mediator to the shell, in the order in which they must be done (Persist before Send)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshnode.core.coordination.run import Hops
+from meshnode.core.planning.demand import Demand
+from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.planning.inventory import Inventory
+from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence
+from meshnode.wire.messages import AnyMessage, Claim, Prepare
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Open a CONTROL link; answer with LinkOpened or LinkClosed."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Send:
+    """Put a message on the link to `peer`; dropped when there is none."""
+
+    peer: NodeId
+    message: AnyMessage
+
+
+@dataclass(frozen=True)
+class CloseLink:
+    """End the link to `peer`."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Persist:
+    """Write the ledger durably before anything that follows in this list."""
+
+    ledger: bytes
+
+
+@dataclass(frozen=True)
+class MakePlan:
+    """Plan off the loop; answer with Planned and the same serial."""
+
+    deployment: str
+    serial: int
+    demand: Demand
+    footprint: ModelFootprint
+    inventory: Inventory
+
+
+@dataclass(frozen=True)
+class PrepareStage:
+    """Fetch what is missing, start the stage process, load it; answer with StageReported."""
+
+    order: Prepare
+
+
+@dataclass(frozen=True)
+class ConnectStages:
+    """Dial the downstream of every stage of this run on this node; answer with StageReported for each."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class StopStages:
+    """End every stage process of this run on this node."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class OpenHead:
+    """Connect the head of `claim` and probe it; answer with HeadOpened or HeadFailed."""
+
+    claim: Claim
+    hops: Hops
+    created: int
+
+
+@dataclass(frozen=True)
+class CloseHead:
+    """End the head of this run."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One line for the log: what was decided, with its fence. Never a prompt, key or token."""
+
+    message: str
+
+
+Effect = (
+    Dial
+    | Send
+    | CloseLink
+    | Persist
+    | MakePlan
+    | PrepareStage
+    | ConnectStages
+    | StopStages
+    | OpenHead
+    | CloseHead
+    | Trace
+)

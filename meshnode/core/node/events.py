@@ -1,0 +1,126 @@
+"""What happened: facts that the shell hands to the mediator, named in the past tense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshnode.core.planning.demand import Demand
+from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.shortfall import Shortfall
+from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence
+from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready
+
+
+@dataclass(frozen=True)
+class PeerFound:
+    """An address of a member that has not announced itself yet (from the invite or from disk)."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LinkOpened:
+    """A CONTROL link to `peer` is authenticated, whoever dialed it."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True)
+class LinkClosed:
+    """The link to `peer` ended, or a dial of it failed."""
+
+    peer: NodeId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message arrived on the link to `peer`."""
+
+    peer: NodeId
+    message: AnyMessage
+
+
+@dataclass(frozen=True)
+class Demanded:
+    """Somebody at this node asked for a model that this node has the bytes of."""
+
+    demand: Demand
+    footprint: ModelFootprint
+    created: int
+    """Unix seconds, for the models list."""
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """The model is no longer wanted."""
+
+    deployment: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A `MakePlan` effect came back."""
+
+    deployment: str
+    serial: int
+    outcome: Plan | Shortfall
+
+
+@dataclass(frozen=True)
+class StageReported:
+    """A stage process of this node said something."""
+
+    report: Progress | Ready | Connected | Failed
+
+
+@dataclass(frozen=True)
+class HeadOpened:
+    """The head of a run of this node is connected and its probe went through every stage."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class HeadFailed:
+    """The head could not be opened, or lost its pipeline."""
+
+    fence: Fence
+    message: str
+
+
+@dataclass(frozen=True)
+class CacheChanged:
+    """Other slices than before lie on this node's disk."""
+
+    cached: dict[str, tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The user wants this node to leave."""
+
+
+@dataclass(frozen=True)
+class TimePassed:
+    """The deadline that the mediator named was reached."""
+
+
+Event = (
+    PeerFound
+    | LinkOpened
+    | LinkClosed
+    | Received
+    | Demanded
+    | Withdrawn
+    | Planned
+    | StageReported
+    | HeadOpened
+    | HeadFailed
+    | CacheChanged
+    | Stopping
+    | TimePassed
+)

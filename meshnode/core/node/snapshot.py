@@ -1,0 +1,140 @@
+"""The status of a node, frozen: read by the command line, the console and the API, changed by none of them."""
+
+from __future__ import annotations
+
+from meshnode.core.coordination.run import State
+from meshnode.core.node.deployments import Deployment, Phase
+from meshnode.core.node.mediator import Mediator
+from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
+from meshnode.identity.ids import NodeId, short
+from meshnode.wire.messages import Claim, Progress
+
+
+def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> NodeStatus:
+    """Everything that `mediator` knows at `now`."""
+    me = mediator.me
+    return NodeStatus(
+        node=mediator.node,
+        name=me.name,
+        mesh=mediator.authority.mesh,
+        role=me.role,
+        issuer=issuer,
+        version=me.software,
+        mesh_addresses=me.addresses,
+        api_url=api_url,
+        memory_usable=me.memory_usable,
+        uptime_s=round(now - mediator.started_at, 3),
+        peers=_peers(mediator, now),
+        deployments=(*_own(mediator), *_granted(mediator), *_elsewhere(mediator)),
+        counters={**mediator.counters, "refused_claims": mediator.ledger.refused},
+    )
+
+
+def _peers(mediator: Mediator, now: float) -> tuple[PeerStatus, ...]:
+    nodes = sorted({*mediator.links.links, *mediator.roster.entries})
+    return tuple(_peer(mediator, node, now) for node in nodes)
+
+
+def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
+    link, entry = mediator.links.links.get(node), mediator.roster.entries.get(node)
+    body = entry.body if entry is not None else None
+    if entry is not None and entry.left:
+        state = "left"
+    elif link is not None and link.up:
+        state = "linked"
+    else:
+        state = "connecting" if body is None or link is None or link.failures == 0 else "lost"
+    heard = max(link.heard_at if link else 0.0, entry.received_at if entry else 0.0)
+    return PeerStatus(
+        node=node,
+        name=body.name if body is not None else short(node),
+        state=state,
+        addresses=body.addresses if body is not None else mediator.hints.get(node, ()),
+        memory_usable=body.memory_usable if body is not None else 0,
+        age_s=round(now - heard, 3) if heard else 0.0,
+        rtt_ms=round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
+        error="" if link is None or link.up else link.error,
+    )
+
+
+def _own(mediator: Mediator) -> list[DeploymentStatus]:
+    """Deployments that this node coordinates."""
+    return [_deployment(mediator, deployment) for deployment in mediator.deployments.values()]
+
+
+def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:
+    demand, run = deployment.demand, deployment.run
+    if run is None:
+        state = "planning" if deployment.phase is Phase.PLANNING else "waiting"
+        return DeploymentStatus(
+            deployment=demand.deployment,
+            model=demand.model,
+            state="failed" if state == "waiting" and deployment.failures else state,
+            layers=len(deployment.footprint.layers),
+            coordinator=mediator.node,
+            note=deployment.note,
+            failures=deployment.failures,
+        )
+    state = {State.CLAIMING: "planning", State.ENDED: "failed"}.get(run.state, run.state.value)
+    return _of_claim(mediator, run.claim, state, run.stages, run.progress)
+
+
+def _granted(mediator: Mediator) -> list[DeploymentStatus]:
+    """Runs of other coordinators that use this node's memory."""
+    return [
+        _of_claim(mediator, run.claim, "serving" if run.committed else "preparing", run.states, run.progress)
+        for fence, run in mediator.ledger.held.items()
+        if run.claim.coordinator != mediator.node
+    ]
+
+
+def _elsewhere(mediator: Mediator) -> list[DeploymentStatus]:
+    """Models that others serve without this node's memory."""
+    here = {run.claim.deployment for run in mediator.ledger.held.values()} | set(mediator.deployments)
+    return [
+        DeploymentStatus(
+            deployment=served.deployment,
+            model=served.model,
+            state="serving",
+            term=served.term,
+            run=served.run,
+            context=served.context,
+            coordinator=node,
+        )
+        for node, entry in mediator.roster.entries.items()
+        if mediator.links.up(node)
+        for served in entry.body.served
+        if served.deployment not in here
+    ]
+
+
+def _of_claim(
+    mediator: Mediator, claim: Claim, state: str, states: dict[int, str], progress: dict[int, Progress]
+) -> DeploymentStatus:
+    return DeploymentStatus(
+        deployment=claim.deployment,
+        model=claim.model,
+        state=state,
+        term=claim.fence.term,
+        run=claim.fence.run,
+        context=claim.options.context,
+        lanes=claim.options.lanes,
+        kv_type=claim.options.kv_type,
+        layers=claim.layers,
+        coordinator=claim.coordinator,
+        stages=tuple(
+            StageStatus(
+                stage=stage.stage,
+                node=stage.node,
+                name=mediator.name_of(stage.node),
+                first=stage.first,
+                last=stage.last,
+                state=states.get(stage.stage, "serving" if state == "serving" else "claimed"),
+                done=progress[stage.stage].done if stage.stage in progress else 0,
+                total=progress[stage.stage].total if stage.stage in progress else 0,
+                weight_bytes=stage.weight_bytes,
+                kv_bytes=stage.kv_bytes,
+            )
+            for stage in claim.stages
+        ),
+    )
