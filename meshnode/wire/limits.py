@@ -109,20 +109,3 @@ NAME_CHARACTERS: Final = 64
 
 ADDRESSES: Final = 8
 """Addresses in one announcement."""
-
-# --- invites --------------------------------------------------------------------------------------------
-
-INVITE_CHARACTERS: Final = 256
-"""The longest invite text read (NETWORK); with IPv4 addresses at most 160 are printed."""
-
-INVITE_ADDRESSES: Final = 3
-"""Addresses in one invite."""
-
-INVITE_FAILURES: Final = 5
-"""Wrong proofs that lock an invite: 128-bit secrets are not guessed, somebody is trying."""
-
-INVITES_KEPT: Final = 256
-"""Invites in one book, with the used ones that answer a retry; the oldest finished ones go first."""
-
-INVITE_USES: Final = 64
-"""Machines that one invite may admit."""

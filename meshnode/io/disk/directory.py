@@ -1,0 +1,259 @@
+"""The data directory: everything that a node keeps.
+
+    lock           taken while a node runs
+    node.key       0600   who this node is; losing it makes another node
+    mesh.pem       node, issuer and root certificate: membership is this one file, so it is there or not
+    root.key       0600   only where the mesh was made
+    issuer.key, issuer.pem   0600 / 0644   only on issuers
+    invites.json   0600   the issuer's book
+    incarnation    boot counter
+    api-token      0600   for routes that change things, on loopback too
+    cache/         artifacts by manifest digest
+
+Invariant: every file is replaced whole and durable; private ones are never readable by others.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshnode.errors import ConfigError, PeerError
+from meshnode.identity.certificates import (
+    NODE_VALID,
+    Authority,
+    Role,
+    make_issuer,
+    make_node,
+    make_root,
+)
+from meshnode.identity.chains import key_bytes, parse_certificate, peer_identity, verify_chain
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import short
+from meshnode.identity.invite_book import InviteBook, decode_book, encode_book
+from meshnode.identity.keys import private_key_of, private_key_pem, spki_of
+from meshnode.io.disk.atomic import PRIVATE, write_atomic
+from meshnode.io.disk.lock import DirectoryLock
+
+_RENEW_EVERY = timedelta(days=1)
+_SMALL_FILE = 64 * 1024
+"""Every file here but the book of invites is below 4 KiB: something longer is not ours."""
+_BOOK_BYTES = 8 * 1024 * 1024
+"""256 invites of 64 admissions with a certificate each, base64."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What `mesh.pem` and the keys beside it amount to."""
+
+    credentials: Credentials
+    issuer: Authority | None
+    """Set where this node may admit others."""
+    root_key_here: bool
+    """`doctor` warns about it on a serving node."""
+
+
+class DataDirectory:
+    """An open, locked data directory. Use `open`, and `close` when done."""
+
+    def __init__(self, path: Path, lock: DirectoryLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path) -> DataDirectory:
+        """Make (0700) and lock `path`; `ConfigError` when another node uses it or it cannot be written."""
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = DirectoryLock(path / "lock")
+        except OSError as problem:
+            raise _unusable(path, problem) from None
+        for leftover in path.glob("*.part"):  # of a crash between write and rename
+            leftover.unlink(missing_ok=True)
+        return cls(path, lock)
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    @property
+    def cache(self) -> Path:
+        """The folder for fetched artifacts; made when asked for."""
+        folder = self.path / "cache"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def node_key(self) -> Ed25519PrivateKey:
+        """The node's key, made at first use."""
+        key = self._read_key("node.key")
+        if key is None:
+            key = Ed25519PrivateKey.generate()
+            self._write("node.key", private_key_pem(key), PRIVATE)
+        return key
+
+    def make_mesh(self, now: datetime) -> Membership:
+        """Found a mesh: root, issuer and this node's certificate. `ConfigError` when there is one already."""
+        self._refuse_second_mesh()
+        node_key = self.node_key()
+        root_key, issuer_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+        root = make_root(root_key, now)
+        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
+        own = make_node(Authority(issuer, issuer_key), node_key.public_key(), Role.MEMBER, now)
+        self._write("root.key", private_key_pem(root_key), PRIVATE)
+        self._write("issuer.key", private_key_pem(issuer_key), PRIVATE)
+        self._write("issuer.pem", issuer.public_bytes(Encoding.PEM))
+        self._write("invites.json", encode_book(InviteBook()), PRIVATE)
+        self._store(Credentials(node_key, (own, issuer), root))
+        return self._loaded()
+
+    def join_mesh(self, credentials: Credentials) -> Membership:
+        """Keep what `redeem` returned. `ConfigError` when this directory belongs to a mesh already."""
+        self._refuse_second_mesh()
+        self._store(credentials)
+        return self._loaded()
+
+    def renew(self, credentials: Credentials) -> None:
+        """Replace the certificates by newer ones of the same mesh and key."""
+        self._store(credentials)
+
+    def membership(self, now: datetime) -> Membership | None:
+        """The mesh this directory belongs to, or None. An issuer renews its own node certificate here.
+
+        `ConfigError` when files are damaged or do not belong together, or the certificate has ended.
+        """
+        if self._read("mesh.pem") is None:
+            return None
+        held = self._loaded()
+        own = held.credentials.chain[0]
+        if held.issuer is not None and own.not_valid_after_utc - now < NODE_VALID - _RENEW_EVERY:
+            key = held.credentials.key
+            own = make_node(held.issuer, key.public_key(), Role.MEMBER, now)
+            self._store(Credentials(key, (own, held.issuer.certificate), held.credentials.root))
+            held = self._loaded()
+        try:
+            verify_chain(held.credentials.chain, held.credentials.root, now)
+        except PeerError as problem:
+            raise ConfigError(
+                f"this node's certificate cannot be used: {problem}",
+                "Check this machine's clock; otherwise join again with a new invite and an empty --data.",
+            ) from None
+        return held
+
+    def invites(self) -> InviteBook:
+        """The issuer's book; an empty one when there is no file."""
+        data = self._read("invites.json", _BOOK_BYTES)
+        return InviteBook() if data is None else decode_book(data)
+
+    def store_invites(self, book: InviteBook) -> None:
+        """Durable when this returns."""
+        self._write("invites.json", encode_book(book), PRIVATE)
+
+    def next_incarnation(self) -> int:
+        """The boot counter, one higher than at the last start and durable; `ConfigError` when damaged."""
+        last = self._parsed("incarnation", lambda data: int(data.decode("ascii"))) or 0
+        if not 0 <= last < 2**62:
+            raise _damaged(self.path / "incarnation")
+        self._write("incarnation", f"{last + 1}\n".encode())
+        return last + 1
+
+    def api_token(self) -> str:
+        """The token of the routes that change things, made at first use: 32 random bytes in hex."""
+        token = self._parsed("api-token", lambda data: data.decode("ascii").strip())
+        if not token:
+            token = secrets.token_hex(32)
+            self._write("api-token", f"{token}\n".encode(), PRIVATE)
+        return token
+
+    def _refuse_second_mesh(self) -> None:
+        if self._read("mesh.pem") is not None:
+            mesh = short(self._loaded().credentials.mesh_id)
+            raise ConfigError(
+                f"{self.path} belongs to mesh {mesh} already", "Use another directory for another mesh: --data PATH."
+            )
+
+    def _store(self, credentials: Credentials) -> None:
+        assert spki_of(self.node_key().public_key()) == spki_of(credentials.key.public_key()), "another node's key"
+        self._write("mesh.pem", credentials.chain_pem + credentials.root_pem)
+
+    def _loaded(self) -> Membership:
+        """What is on disk, whole and consistent, whatever the time."""
+        certificates = self._parsed("mesh.pem", _certificates) or []
+        if len(certificates) < 3:
+            raise _damaged(self.path / "mesh.pem")
+        key = self.node_key()
+        if key_bytes(certificates[0]) != spki_of(key.public_key()):
+            raise ConfigError(f"node.key and mesh.pem in {self.path} do not belong together")
+        credentials = Credentials(key, tuple(certificates[:-1]), certificates[-1])
+        try:
+            peer_identity(certificates[0])
+        except PeerError:
+            raise _damaged(self.path / "mesh.pem") from None
+        return Membership(credentials, self._issuer(credentials.root), (self.path / "root.key").exists())
+
+    def _issuer(self, root: x509.Certificate) -> Authority | None:
+        key = self._read_key("issuer.key")
+        certificates = self._parsed("issuer.pem", _certificates)
+        if key is None or not certificates:
+            return None
+        if key_bytes(certificates[0]) != spki_of(key.public_key()):
+            raise ConfigError(f"issuer.key and issuer.pem in {self.path} do not belong together")
+        try:
+            certificates[0].verify_directly_issued_by(root)
+        except (InvalidSignature, ValueError, TypeError):
+            return None  # left by a `make_mesh` that did not get to the end
+        return Authority(certificates[0], key)
+
+    def _read_key(self, name: str) -> Ed25519PrivateKey | None:
+        return self._parsed(name, private_key_of)
+
+    def _parsed(self, name: str, parse: Callable[[bytes], _T]) -> _T | None:
+        data = self._read(name)
+        if data is None:
+            return None
+        try:
+            return parse(data)
+        except (ValueError, PeerError):
+            raise _damaged(self.path / name) from None
+
+    def _read(self, name: str, limit: int = _SMALL_FILE) -> bytes | None:
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as problem:
+            raise _unusable(path, problem) from None
+        if len(data) > limit:
+            raise _damaged(path)
+        return data
+
+    def _write(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        try:
+            write_atomic(self.path / name, data, mode)
+        except OSError as problem:
+            raise _unusable(self.path / name, problem) from None
+
+
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    found = x509.load_pem_x509_certificates(pem)
+    return [parse_certificate(certificate.public_bytes(Encoding.DER)) for certificate in found]
+
+
+def _unusable(path: Path, problem: OSError) -> ConfigError:
+    return ConfigError(f"{path}: {problem.strerror or problem}", "Choose another directory with --data PATH.")
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is damaged", "Restore it from a backup, or start with an empty directory: --data PATH.")

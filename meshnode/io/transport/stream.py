@@ -1,0 +1,172 @@
+"""One authenticated stream: frames and raw bytes over TLS.
+
+Invariant: whatever ends a stream comes out as `LinkLost`; whatever the peer sends wrong as `PeerError`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from meshnode.errors import LinkLost, PeerError
+from meshnode.identity.chains import PeerIdentity
+from meshnode.wire import limits
+from meshnode.wire.framing import FrameDecoder, encode_frame
+from meshnode.wire.preface import StreamClass
+
+FRAME_LIMITS = {
+    StreamClass.CONTROL: limits.CONTROL_FRAME,
+    StreamClass.REQUEST: limits.REQUEST_FRAME,
+    StreamClass.BULK: limits.BULK_FRAME,
+}
+
+_CLOSE_S = 1.0
+"""A peer that does not read cannot hold up a close."""
+
+
+class MeteredStream(trio.abc.HalfCloseableStream):
+    """A socket stream that stops reading after `budget` bytes, until `lift` is called."""
+
+    def __init__(self, socket_stream: trio.SocketStream, budget: int) -> None:
+        self._stream = socket_stream
+        self._budget: int | None = budget
+
+    def lift(self) -> None:
+        """The peer is known: no bound in all any more, frames are bounded one by one."""
+        self._budget = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """As of `trio.SocketStream`; `PeerError` beyond the budget."""
+        data = await self._stream.receive_some(max_bytes)
+        if self._budget is not None:
+            self._budget -= len(data)
+            if self._budget < 0:
+                raise PeerError("too many bytes before authentication")
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """As of `trio.SocketStream`."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As of `trio.SocketStream`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """As of `trio.SocketStream`."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """As of `trio.SocketStream`."""
+        await self._stream.aclose()
+
+
+class FramedStream:
+    """Frames over a TLS stream whose handshake is done. One task receives at a time, any number send."""
+
+    def __init__(self, tls: trio.SSLStream[MeteredStream], limit: int) -> None:
+        self._tls = tls
+        self._decoder = FrameDecoder(limit)
+        self._sending = trio.Lock()
+
+    @property
+    def frame_limit(self) -> int:
+        """The longest frame, in bytes, that either side may send."""
+        return self._decoder.limit
+
+    def peer_certificate(self) -> bytes | None:
+        """The peer's leaf in DER."""
+        return self._tls.getpeercert(binary_form=True)  # type: ignore[no-any-return]  # forwarded untyped by trio
+
+    async def send_frame(self, payload: bytes) -> None:
+        """Send one frame, whole. Cancelled in the middle, the stream is lost."""
+        data = encode_frame(payload, self._decoder.limit)
+        async with self._sending:
+            await self._send(data)
+
+    async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """Raw bytes, of a length that both sides know from a frame before."""
+        async with self._sending:
+            await self._send(data)
+
+    async def receive_frame(self) -> bytes:
+        """The next frame. Cancelled, nothing is lost."""
+        while (frame := self._decoder.next_frame()) is None:
+            self._decoder.feed(await self._receive())
+        return frame
+
+    async def receive_some(self, maximum: int) -> bytes:
+        """1 to `maximum` raw bytes, as they come; follow `send_bytes` of the other side."""
+        assert maximum > 0
+        if not len(self._decoder):
+            data = await self._receive()
+            if len(data) <= maximum:
+                return bytes(data)
+            self._decoder.feed(data)
+        return self._decoder.take(maximum)
+
+    async def receive_bytes(self, count: int) -> bytes:
+        """Exactly `count` raw bytes, at most `limits.BULK_FRAME` at once."""
+        assert 0 <= count <= limits.BULK_FRAME
+        while len(self._decoder) < count:
+            self._decoder.feed(await self._receive())
+        return self._decoder.take(count)
+
+    async def aclose(self) -> None:
+        """Close; never raises for what the peer did."""
+        with trio.move_on_after(_CLOSE_S) as scope:
+            scope.shield = True
+            try:
+                await self._tls.aclose()
+            except (trio.BrokenResourceError, PeerError, OSError):
+                pass
+        await trio.aclose_forcefully(self._tls.transport_stream)
+
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
+        with broken_is_lost():
+            await self._tls.send_all(data)
+
+    async def _receive(self) -> bytes | bytearray:
+        with broken_is_lost():
+            data = await self._tls.receive_some(limits.BULK_READ)
+        if not data:
+            raise LinkLost("the peer closed the connection")
+        return data
+
+
+class Stream(FramedStream):
+    """An authenticated MEMBER stream; `peer` was checked against its certificate."""
+
+    def __init__(self, framed: FramedStream, peer: PeerIdentity, stream_class: StreamClass) -> None:
+        """Take over `framed`, whose peer has just become known."""
+        super().__init__(framed._tls, FRAME_LIMITS[stream_class])
+        self._decoder.feed(framed._decoder.take(len(framed._decoder)))
+        self._tls.transport_stream.lift()
+        self.peer = peer
+        self.stream_class = stream_class
+
+
+@contextmanager
+def broken_is_lost() -> Iterator[None]:
+    """Translate what trio and OpenSSL raise: a refused certificate is the peer's doing, the rest is loss."""
+    try:
+        yield
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
+        raise _explain(broken) from None
+
+
+def _explain(broken: BaseException) -> PeerError | LinkLost:
+    cause = broken.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return PeerError(f"the peer's certificate is refused: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError):
+        reason = cause.reason or type(cause).__name__
+        if "ALERT" in reason or "CERTIFICATE" in reason:
+            return PeerError(f"TLS was refused: {reason.lower().replace('_', ' ')}")
+        return LinkLost(f"TLS ended: {reason.lower().replace('_', ' ')}")
+    return LinkLost(
+        "the connection was closed" if isinstance(broken, trio.ClosedResourceError) else "the connection broke"
+    )

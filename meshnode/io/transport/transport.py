@@ -1,0 +1,274 @@
+"""Dialing and accepting: one port, the preface decides, TLS decides who it is.
+
+    dialer:   connect, preface, TLS, HELLO ->, <- HELLO, stream
+    acceptor: accept, preface, then MEMBER: TLS and HELLO; JOIN: TLS; STAGE: the socket goes on as it is
+
+In TLS 1.3 a client learns that its certificate was refused only by its first read: `dial` waits for the
+acceptor's HELLO before it returns.
+
+Invariant: a handler gets a stream only after the peer's certificate, name, role and HELLO were checked; before
+that a connection holds one seat of the gate, five seconds and 64 KiB.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from meshnode.errors import ConfigError, LinkLost, MeshError, PeerError
+from meshnode.identity.chains import parse_certificate, peer_identity
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import NodeId, short
+from meshnode.io.transport.addresses import split_address
+from meshnode.io.transport.gate import Gate
+from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream, broken_is_lost
+from meshnode.io.transport.tls import join_server_context, member_context
+from meshnode.wire import limits
+from meshnode.wire.preface import (
+    PREFACE_BYTES,
+    Kind,
+    Preface,
+    Refused,
+    StreamClass,
+    check_hello,
+    decode_hello,
+    decode_preface,
+    encode_hello,
+    encode_preface,
+    hello,
+)
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What happens to an accepted connection. `MeshError` of a handler ends its connection and is counted.
+
+    `member(stream)` and `join(stream)`: the stream is closed when they return. `stage(token, socket)`: owns
+    the blocking socket, of which nothing behind the preface was read; an unknown token is theirs to close.
+    """
+
+    member: Callable[[Stream], Awaitable[None]]
+    join: Callable[[FramedStream], Awaitable[None]] | None = None
+    stage: Callable[[bytes, socket.socket], Awaitable[None]] | None = None
+
+
+class Transport:
+    """Authenticated streams between the members of one mesh."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._gate = Gate(limits.HANDSHAKES_AT_ONCE, limits.HANDSHAKES_PER_ADDRESS)
+        self._streams = Gate(limits.MEMBER_STREAMS, limits.STREAMS_PER_PEER)
+        self._counts: Counter[str] = Counter()
+        self.renew(credentials)
+
+    def renew(self, credentials: Credentials) -> None:
+        """Show these certificates on new connections; streams that are open stay open."""
+        self._credentials = credentials
+        self._client = member_context(server=False, credentials=credentials)
+        self._server = member_context(server=True, credentials=credentials)
+        self._join = join_server_context(credentials)
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start, by what happened: `dialed`, `accepted`, `joins`, `stages`, and failures."""
+        now = {"handshakes_now": self._gate.taken(), "accepted_streams_now": self._streams.taken()}
+        return {**self._counts, **now}
+
+    # --- dialing --------------------------------------------------------------------------------------
+
+    async def dial(self, node_id: NodeId, addresses: Sequence[str], stream_class: StreamClass) -> Stream:
+        """A stream to `node_id` and nobody else, over the first of `addresses` that works.
+
+        Tries at most `limits.DIAL_CANDIDATES`, each for `limits.DIAL_TIMEOUT_S`. `PeerError` when somebody
+        answered and every answer was wrong, `LinkLost` when nobody did.
+        """
+        preface = Preface(Kind.MEMBER, stream_class)
+        problems: list[tuple[str, MeshError]] = []
+        for address in addresses[: limits.DIAL_CANDIDATES]:
+            try:
+                with trio.fail_after(limits.DIAL_TIMEOUT_S):
+                    stream = await self._dial_one(node_id, address, preface)
+            except trio.TooSlowError:
+                problems.append((address, LinkLost(f"no answer within {limits.DIAL_TIMEOUT_S:g} s")))
+            except MeshError as problem:
+                problems.append((address, problem))
+            else:
+                self._counts["dialed"] += 1
+                return stream
+        self._counts["dial_failed"] += 1
+        text = "; ".join(f"{address}: {problem}" for address, problem in problems) or "no address is known"
+        refused = any(isinstance(problem, PeerError) for _, problem in problems)
+        raise (PeerError if refused else LinkLost)(f"{short(node_id)} cannot be reached ({text})")
+
+    async def _dial_one(self, node_id: NodeId, address: str, preface: Preface) -> Stream:
+        raw = await connect(address)
+        metered = MeteredStream(raw, limits.UNAUTHENTICATED_BYTES)
+        try:
+            with broken_is_lost():
+                await raw.send_all(encode_preface(preface))
+                tls = trio.SSLStream(metered, self._client)
+                await tls.do_handshake()
+            return await self._introduce(FramedStream(tls, limits.HELLO_FRAME), node_id, preface)
+        except BaseException:
+            await trio.aclose_forcefully(metered)
+            raise
+
+    async def _introduce(self, framed: FramedStream, node_id: NodeId, preface: Preface) -> Stream:
+        """Check who answered, say HELLO and wait for theirs: only that proves that they took our certificate."""
+        peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
+        if peer.node_id != node_id:
+            raise PeerError(f"{short(peer.node_id)} answers there")
+        ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
+        await framed.send_frame(encode_hello(ours))
+        check_hello(decode_hello(await framed.receive_frame()), ours, peer.node_id)
+        return Stream(framed, peer, preface.stream_class)
+
+    async def dial_stage(self, address: str, token: bytes) -> socket.socket:
+        """A blocking socket to the stage behind `token` (16 bytes), preface written, TLS not begun.
+
+        `LinkLost` when nobody answers within `limits.DIAL_TIMEOUT_S`.
+        """
+        try:
+            with trio.fail_after(limits.DIAL_TIMEOUT_S):
+                raw = await connect(address)
+                try:
+                    with broken_is_lost():
+                        await raw.send_all(encode_preface(Preface(Kind.STAGE, StreamClass.ACTIVATION, token)))
+                    return _detach(raw)
+                except BaseException:
+                    await trio.aclose_forcefully(raw)
+                    raise
+        except trio.TooSlowError:
+            raise LinkLost(f"{address}: no answer within {limits.DIAL_TIMEOUT_S:g} s") from None
+
+    # --- accepting ------------------------------------------------------------------------------------
+
+    async def serve(
+        self,
+        host: str | None,
+        port: int,
+        handlers: Handlers,
+        *,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept until cancelled; `await nursery.start(...)` returns the port (port 0 takes a free one).
+
+        `host` None is every interface. `ConfigError` when the port cannot be had.
+        """
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=limits.LISTEN_BACKLOG)
+        except OSError as problem:
+            raise ConfigError(
+                f"cannot listen on port {port}: {problem.strerror or problem}",
+                "Is another node running? Choose another port with --port.",
+            ) from None
+        if port == 0:  # each family would get a port of its own
+            for extra in listeners[1:]:
+                await extra.aclose()
+            listeners = listeners[:1]
+        port = listeners[0].socket.getsockname()[1]
+
+        async def accept(raw: trio.SocketStream) -> None:
+            await self._accept(raw, handlers)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, accept, listeners)
+            task_status.started(port)
+
+    async def _accept(self, raw: trio.SocketStream, handlers: Handlers) -> None:
+        try:
+            address = str(raw.socket.getpeername()[0])
+            await self._accept_from(address, raw, handlers)
+        except MeshError as problem:
+            self._counts[f"accept_{problem.kind}"] += 1
+        except OSError:
+            self._counts["accept_lost"] += 1
+        finally:
+            if raw.socket.fileno() >= 0:
+                await trio.aclose_forcefully(raw)
+
+    async def _accept_from(self, address: str, raw: trio.SocketStream, handlers: Handlers) -> None:
+        stream: Stream | None = None
+        with self._gate.seat(address), trio.move_on_after(limits.PREFACE_TIMEOUT_S) as scope:
+            preface = decode_preface(await _receive_exactly(raw, PREFACE_BYTES))
+            match preface.kind:
+                case Kind.MEMBER:
+                    stream = await self._accept_member(raw, preface)
+                case Kind.JOIN if handlers.join is not None:
+                    scope.deadline += limits.JOIN_TIMEOUT_S - limits.PREFACE_TIMEOUT_S
+                    await self._accept_join(raw, handlers.join)
+                case Kind.STAGE if handlers.stage is not None:
+                    self._counts["stages"] += 1
+                    await handlers.stage(preface.token, _detach(raw))
+                case _:
+                    raise PeerError("a kind of connection that this node does not serve")
+        if scope.cancelled_caught:
+            self._counts["accept_timed_out"] += 1
+        if stream is None:
+            return
+        try:
+            with self._streams.seat(stream.peer.node_id):
+                self._counts["accepted"] += 1
+                await handlers.member(stream)
+        finally:
+            await stream.aclose()
+
+    async def _accept_member(self, raw: trio.SocketStream, preface: Preface) -> Stream:
+        framed = await _serve_tls(raw, self._server, limits.HELLO_FRAME)
+        peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
+        ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
+        theirs = decode_hello(await framed.receive_frame())
+        try:
+            check_hello(theirs, ours, peer.node_id)
+        except PeerError as problem:
+            await framed.send_frame(encode_hello(Refused(str(problem)[:200])))
+            await framed.aclose()
+            raise
+        await framed.send_frame(encode_hello(ours))
+        return Stream(framed, peer, preface.stream_class)
+
+    async def _accept_join(self, raw: trio.SocketStream, handler: Callable[[FramedStream], Awaitable[None]]) -> None:
+        framed = await _serve_tls(raw, self._join, limits.JOIN_FRAME)
+        self._counts["joins"] += 1
+        try:
+            await handler(framed)
+        finally:
+            await framed.aclose()
+
+
+async def connect(address: str) -> trio.SocketStream:
+    """A TCP connection with TCP_NODELAY; `LinkLost` when it is refused."""
+    host, port = split_address(address)
+    try:
+        return await trio.open_tcp_stream(host, port)
+    except OSError as problem:
+        raise LinkLost(problem.strerror or "the connection was refused") from None
+
+
+async def _serve_tls(raw: trio.SocketStream, context: ssl.SSLContext, frame_limit: int) -> FramedStream:
+    tls = trio.SSLStream(MeteredStream(raw, limits.UNAUTHENTICATED_BYTES), context, server_side=True)
+    with broken_is_lost():
+        await tls.do_handshake()
+    return FramedStream(tls, frame_limit)
+
+
+async def _receive_exactly(raw: trio.SocketStream, count: int) -> bytes:
+    """`count` bytes and not one more: what follows may belong to another process."""
+    data = b""
+    while len(data) < count:
+        part = await raw.socket.recv(count - len(data))
+        if not part:
+            raise LinkLost("the connection ended within its preface")
+        data += part
+    return data
+
+
+def _detach(raw: trio.SocketStream) -> socket.socket:
+    """Take the socket away from trio, blocking again."""
+    plain = socket.socket(fileno=raw.socket.detach())
+    plain.setblocking(True)
+    return plain

@@ -1,0 +1,74 @@
+"""The messages of a JOIN connection, in order: Welcome, Redeem, then Admitted or NotAdmitted.
+
+The joiner sends nothing before Welcome's certificates matched the pins of its invite (io/transport/join).
+
+Invariant: decoding any bytes ends in a message of the expected kind or `PeerError`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from meshnode.errors import PeerError
+from meshnode.identity.chains import CERTIFICATE_BYTES
+from meshnode.identity.invites import INVITE_ID_BYTES
+from meshnode.identity.keys import SPKI_BYTES
+from meshnode.identity.transcript import MAC_BYTES, NONCE_BYTES
+
+_Certificate = Annotated[bytes, msgspec.Meta(max_length=CERTIFICATE_BYTES)]
+_Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", array_like=True):
+    """Issuer to joiner: the certificates that the pins are about, DER, and the issuer's nonce."""
+
+    root: _Certificate
+    issuer: _Certificate
+    nonce: _Nonce
+
+
+class Redeem(msgspec.Struct, frozen=True, tag="redeem", array_like=True):
+    """Joiner to issuer: its key, and the proofs over the transcript."""
+
+    invite_id: Annotated[bytes, msgspec.Meta(min_length=INVITE_ID_BYTES, max_length=INVITE_ID_BYTES)]
+    nonce: _Nonce
+    public_key: Annotated[bytes, msgspec.Meta(min_length=SPKI_BYTES, max_length=SPKI_BYTES)]
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    mac: Annotated[bytes, msgspec.Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
+
+
+class Admitted(msgspec.Struct, frozen=True, tag="admitted", array_like=True):
+    """Issuer to joiner: the node certificate, DER."""
+
+    certificate: _Certificate
+
+
+class NotAdmitted(msgspec.Struct, frozen=True, tag="not_admitted", array_like=True):
+    """Issuer to joiner: a `JoinRefusal`."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=32)]
+
+
+JoinMessage = Welcome | Redeem | Admitted | NotAdmitted
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[JoinMessage] = msgspec.msgpack.Decoder(JoinMessage)
+_M = TypeVar("_M", bound=JoinMessage)
+
+
+def encode_join(message: JoinMessage) -> bytes:
+    """MessagePack, to be framed."""
+    return _ENCODER.encode(message)
+
+
+def decode_join(data: bytes, expected: type[_M]) -> _M | NotAdmitted:
+    """One frame; `PeerError` unless it is an `expected` or a refusal."""
+    try:
+        message = _DECODER.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise PeerError("a malformed JOIN message") from None
+    if not isinstance(message, (expected, NotAdmitted)):
+        raise PeerError("a JOIN message out of order")
+    return message
