@@ -111,8 +111,8 @@ def make_stage(node: Authority, key: Ed25519PublicKey, name: str, now: datetime)
     return _sign_leaf(builder.issuer_name(node.certificate.subject), node.key)
 
 
-def _name(common: str, unit: Role | None = None) -> x509.Name:
-    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common)]
+def _name(title: str, unit: Role | None = None) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, title)]
     if unit is not None:
         parts.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit.value))
     return x509.Name(parts)

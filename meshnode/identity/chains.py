@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
@@ -44,7 +44,14 @@ _UNDERSTOOD = {
 }
 
 # What `cryptography` raises for certificates that parse at the outside and not inside.
-_MALFORMED = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.InvalidVersion,
+)
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
 
@@ -69,11 +76,8 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         key = certificate.public_key()
         # Extensions are parsed on first use: do it here, where it may fail.
         extensions = certificate.extensions
-    except (*_MALFORMED, x509.ExtensionNotFound) as problem:
+    except _MALFORMED as problem:
         raise PeerError(f"a certificate does not parse ({type(problem).__name__})") from None
-    except Exception as problem:
-        # UnsupportedAlgorithm and whatever the parser in Rust adds: foreign bytes end in PeerError.
-        raise PeerError(f"a certificate is not understood ({type(problem).__name__})") from None
     if not isinstance(key, Ed25519PublicKey):
         raise PeerError("a certificate's key is not Ed25519")
     for extension in extensions:
