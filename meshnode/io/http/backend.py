@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from meshnode.core.serving.request import Generator
-from meshnode.core.serving.text import Vocabulary
+from meshnode.core.serving.text import Conversation, Vocabulary
 
 ModelState = Literal["loading", "ready", "failed"]
 
@@ -60,6 +60,13 @@ class ServedModel(Generator, Protocol):
         """Token ids of `text`; with `add_special` the model's own first tokens, with `parse_special` markers in it.
 
         Raises InvalidRequest (text too long), StageError or StageLost (the native part failed), Unavailable.
+        """
+        ...
+
+    async def render(self, conversation: Conversation) -> str:
+        """The prompt text of a chat by the model's own template, the beginning of the answer included.
+
+        Raises InvalidRequest (the template refuses this conversation), StageError, StageLost, Unavailable.
         """
         ...
 

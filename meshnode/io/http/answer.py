@@ -1,0 +1,199 @@
+"""Runs the generations of one request and writes the answer, streamed or whole.
+
+Invariant: the generations live in this response's nursery, so a client that leaves, a server that stops and an
+error all end them, and with them their lanes, at once; nothing depends on a generator being closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import trio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from meshnode.core.serving.request import Generation
+from meshnode.errors import MeshError, Unavailable
+from meshnode.io.http.backend import ServedModel
+from meshnode.io.http.choice import Choice, Delta
+from meshnode.io.http.failure import failure_of
+from meshnode.io.http.shapes import Shape, usage
+
+FIRST_S: Final = 12.0
+"""Until the first token an error can still have its own status: longer than the 10 s a request may queue."""
+PING_S: Final = 10.0
+"""Between comment pings while nothing else is sent: below the 15 s after which some proxies give up."""
+GENERATIONS_AT_ONCE: Final = 4
+"""Of one request: it fills the default lanes, never the queue behind them."""
+EVENTS: Final = 64
+"""Deltas that wait for a slow client; then its generations wait."""
+
+Event = Delta | MeshError
+
+
+class Draining:
+    """Tells every answer in progress that the server ends; `end` may be called more than once."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def end(self) -> None:
+        """Ends streams with a terminal error."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Until `end`."""
+        await self._event.wait()
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What to generate, and how its text ends. One generation per choice, in the order of their indexes."""
+
+    generations: tuple[Generation, ...]
+    stops: tuple[str, ...]
+    stream: bool
+    with_usage: bool
+    prompt_tokens: int
+
+
+class Answer(Response):
+    """A response that generates while it is sent."""
+
+    def __init__(self, model: ServedModel, job: Job, shape: Shape, draining: Draining) -> None:
+        super().__init__()
+        self._model = model
+        self._job = job
+        self._shape = shape
+        self._draining = draining
+        self._choices = [Choice(i, model.vocabulary, job.stops) for i in range(len(job.generations))]
+        self._limiter = trio.CapacityLimiter(GENERATIONS_AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI response."""
+        into, events = trio.open_memory_channel[Event](EVENTS)
+        async with trio.open_nursery() as nursery, into, events:
+            nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope.cancel)
+            nursery.start_soon(self._end_when_draining, into)
+            for choice, generation in zip(self._choices, self._job.generations, strict=True):
+                nursery.start_soon(self._generate, choice, generation, into)
+            if self._job.stream:
+                await self._stream(events, scope, receive, send)
+            else:
+                response = await self._whole(events)
+                await response(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+    async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
+        try:
+            async with self._limiter, self._model.generate(generation) as tokens:
+                async for sampled in tokens:
+                    delta = choice.feed(sampled)
+                    if delta.text or delta.tokens or delta.finish:
+                        await into.send(delta)
+                    if delta.finish:
+                        return
+                raise Unavailable("the generation ended without its last token")
+        except MeshError as error:
+            await into.send(error)
+
+    async def _end_when_draining(self, into: trio.MemorySendChannel[Event]) -> None:
+        await self._draining.wait()
+        await into.send(Unavailable("this node is shutting down"))
+
+    def _counts(self) -> dict[str, Any]:
+        return usage(self._job.prompt_tokens, sum(choice.generated for choice in self._choices))
+
+    async def _whole(self, events: trio.MemoryReceiveChannel[Event]) -> Response:
+        deltas: list[list[Delta]] = [[] for _ in self._choices]
+        unfinished = len(self._choices)
+        while unfinished:
+            event = await events.receive()
+            if isinstance(event, MeshError):
+                return failure_of(event).response()
+            deltas[event.index].append(event)
+            unfinished -= bool(event.finish)
+        return json_response(self._shape.whole(deltas, self._counts()))
+
+    async def _stream(
+        self, events: trio.MemoryReceiveChannel[Event], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        event: Event | None = None
+        with trio.move_on_after(FIRST_S):
+            event = await events.receive()
+        if isinstance(event, MeshError):
+            await failure_of(event).response()(scope, receive, send)
+            return
+        stream = EventStream(send)
+        await stream.start()
+        for choice in self._choices:
+            await stream.data(self._shape.opening(choice.index))
+        unfinished = len(self._choices)
+        while True:
+            if isinstance(event, MeshError):
+                await stream.data(failure_of(event).body())
+                break
+            if event is None:
+                await stream.ping()
+            else:
+                for chunk in self._shape.chunks(event):
+                    await stream.data(chunk)
+                unfinished -= bool(event.finish)
+            if not unfinished:
+                if self._job.with_usage:
+                    await stream.data(self._shape.closing(self._counts()))
+                await stream.done()
+                break
+            event = None
+            with trio.move_on_after(PING_S):
+                event = await events.receive()
+        await stream.close()
+
+
+class EventStream:
+    """Server-sent events by hand: data, comment pings, the final `[DONE]`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def start(self) -> None:
+        """Status and headers; the second keeps proxies from collecting chunks."""
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def data(self, payload: dict[str, Any] | None) -> None:
+        """One event; nothing for None."""
+        if payload is not None:
+            await self._write(b"data: " + msgspec.json.encode(payload) + b"\n\n")
+
+    async def ping(self) -> None:
+        """A comment, which every client ignores."""
+        await self._write(b": ping\n\n")
+
+    async def done(self) -> None:
+        """The end as OpenAI's clients expect it."""
+        await self._write(b"data: [DONE]\n\n")
+
+    async def close(self) -> None:
+        """Nothing follows."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def json_response(payload: Any, status: int = 200) -> Response:
+    """`payload`, anything msgspec encodes, as a whole answer."""
+    return Response(msgspec.json.encode(payload), status, media_type="application/json")
+
+
+async def cancel_on_disconnect(receive: Receive, cancel: Callable[[], object]) -> None:
+    """The only place that notices a client that left a request which does not stream."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    cancel()

@@ -1,0 +1,240 @@
+"""What clients may ask: the request bodies of chat/completions and completions.
+
+Unknown fields are ignored, `null` means the default, a wrong type is a 400 that names the field. What is known but
+not done yet (tools, structured output, echoed log-probabilities) is refused, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+import msgspec
+
+from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS
+from meshnode.errors import InvalidRequest
+from meshnode.wire.sampling import MAX_TOP, Sampling
+
+CHOICES: Final = 128
+"""Choices of one request, prompts x n: OpenAI's bound for `n`."""
+MESSAGES: Final = 4096
+"""Messages of one chat: agents send some hundreds."""
+ROLE_CHARACTERS: Final = 64
+"""Templates know system, user, assistant, tool and a few of their own."""
+DEFAULT_COMPLETION_TOKENS: Final = 16
+"""OpenAI's default of the legacy route."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields that both generation routes share, with llama.cpp's names for what OpenAI does not have."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | list[tuple[int, float]] | None = None
+    ignore_eos: bool | None = None
+    grammar: str | None = None
+    json_schema: Any = None
+
+    def choices(self) -> int:
+        """How many answers per prompt."""
+        count = 1 if self.n is None else self.n
+        if not 1 <= count <= CHOICES:
+            raise InvalidRequest(f"n must lie between 1 and {CHOICES}", "n")
+        return count
+
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings, empty ones dropped."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > STOP_STRINGS or any(len(stop) > STOP_CHARACTERS for stop in stops):
+            raise InvalidRequest(f"stop has at most {STOP_STRINGS} strings of {STOP_CHARACTERS} characters", "stop")
+        return tuple(stop for stop in stops if stop)
+
+    def token_limit(self, default: int | None) -> int | None:
+        """Tokens to generate at most; None: until the context is full (`-1` asks for that too)."""
+        return _limit(self.max_tokens, "max_tokens", default)
+
+    def with_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, top_logprobs: int) -> Sampling:
+        """The sampler's parameters; InvalidRequest for an impossible value."""
+        if self.grammar is not None or self.json_schema is not None:
+            raise InvalidRequest("constrained output is not supported", "grammar" if self.grammar else "json_schema")
+        given = {
+            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "typical_p": self.typical_p, "repeat_penalty": self.repeat_penalty,
+            "penalty_window": self.repeat_last_n, "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty, "ignore_eos": self.ignore_eos,
+        }  # fmt: skip
+        chosen = {"seed": self._seed(), "logit_bias": self._biases(), "top_logprobs": top_logprobs}
+        known = {name: value for name, value in given.items() if value is not None}
+        sampling = msgspec.convert({**chosen, **known}, Sampling)
+        if defect := sampling.defect():
+            raise InvalidRequest(defect, defect.partition(" ")[0])
+        return sampling
+
+    def _seed(self) -> int:
+        """llama.cpp's convention: no seed or -1 is a random one; other negative seeds count from 2**64."""
+        return secrets.randbits(64) if self.seed is None or self.seed == -1 else self.seed % 2**64
+
+    def _biases(self) -> tuple[tuple[int, float], ...]:
+        if not isinstance(self.logit_bias, dict):
+            return tuple(self.logit_bias or ())
+        try:
+            return tuple((int(token), bias) for token, bias in self.logit_bias.items())
+        except ValueError:
+            raise InvalidRequest("the keys of logit_bias are token ids", "logit_bias") from None
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    """One part of a message; only text is understood."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of the conversation."""
+
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """Which shape the answer must have."""
+
+    type: str
+
+
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def refuse_unsupported(self) -> None:
+        """InvalidRequest for what would otherwise be silently dropped."""
+        if (self.tools and self.tool_choice != "none") or self.functions:
+            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise InvalidRequest("only response_format `text` is supported", "response_format")
+
+    def token_limit(self, default: int | None = None) -> int | None:
+        """`max_completion_tokens` is the newer name of `max_tokens`."""
+        if self.max_completion_tokens is not None:
+            return _limit(self.max_completion_tokens, "max_completion_tokens", default)
+        return _limit(self.max_tokens, "max_tokens", default)
+
+    def alternatives(self) -> int:
+        """Sampling.top_logprobs for this request."""
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP:
+            raise InvalidRequest(f"top_logprobs must lie between 0 and {MAX_TOP}", "top_logprobs")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs `logprobs: true`", "top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else -1
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """Messages as templates expect them: content as one text, developer as system."""
+        if not 1 <= len(self.messages) <= MESSAGES:
+            raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
+        return [_turn(message, f"messages[{index}]") for index, message in enumerate(self.messages)]
+
+
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def refuse_unsupported(self) -> None:
+        """InvalidRequest for what would otherwise be silently dropped."""
+        if self.suffix:
+            raise InvalidRequest("suffix is not supported", "suffix")
+        if self.best_of is not None and self.best_of != self.choices():
+            raise InvalidRequest("best_of is only supported equal to n", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest("echo together with logprobs is not supported", "echo")
+
+    def alternatives(self) -> int:
+        """Sampling.top_logprobs for this request."""
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP:
+            raise InvalidRequest(f"logprobs must lie between 0 and {MAX_TOP}", "logprobs")
+        return -1 if self.logprobs is None else self.logprobs
+
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """One entry per prompt: text, or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and all(isinstance(entry, int) for entry in self.prompt):
+            return [tuple(entry for entry in self.prompt if isinstance(entry, int))]
+        prompts = [tuple(entry) if isinstance(entry, list) else entry for entry in self.prompt]
+        texts = [entry for entry in prompts if not isinstance(entry, int)]
+        if not 1 <= len(texts) == len(prompts) or len(texts) * self.choices() > CHOICES:
+            message = f"prompt is a text, token ids, or a list of at most {CHOICES} (times n) of either"
+            raise InvalidRequest(message, "prompt")
+        return texts
+
+
+def _limit(given: int | None, name: str, default: int | None) -> int | None:
+    if given is None:
+        return default
+    if given == -1:
+        return None
+    if given < 1:
+        raise InvalidRequest(f"{name} must be at least 1", name)
+    return given
+
+
+def _turn(message: Message, place: str) -> dict[str, Any]:
+    if not 1 <= len(message.role) <= ROLE_CHARACTERS:
+        raise InvalidRequest(f"role must have between 1 and {ROLE_CHARACTERS} characters", f"{place}.role")
+    if message.tool_calls:
+        raise InvalidRequest("tool calls are not supported", f"{place}.tool_calls")
+    content = message.content
+    if isinstance(content, list):
+        for part in content:
+            if part.type != "text" or part.text is None:
+                raise InvalidRequest(
+                    f"content of type `{part.type[:32]}` is not supported, only `text`", f"{place}.content"
+                )
+        content = "\n".join(part.text or "" for part in content)
+    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn

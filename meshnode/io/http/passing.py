@@ -1,0 +1,167 @@
+"""Requests for models that another node serves: out over the directory, in through an app in this process.
+
+Invariant: a request is passed on once at most, and only generation routes are reached that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import trio
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meshnode.errors import MeshError, Unavailable
+from meshnode.io.http.answer import Draining, EventStream, cancel_on_disconnect
+from meshnode.io.http.backend import Directory, PassedAnswer, PassedRequest
+from meshnode.io.http.failure import failure_of
+
+ANSWER_HEADERS: Final = frozenset(
+    {"content-type", "content-length", "cache-control", "retry-after", "x-should-retry", "x-accel-buffering"}
+)
+"""What of the other node's answer goes to the client; the rest belongs to the connection."""
+CHUNKS: Final = 16
+"""Pieces of an answer on their way to the other node; then its generation waits."""
+
+_MARK: Final = "meshnode.passed_on"
+
+
+def was_passed_on(scope: Scope) -> bool:
+    """True for a request that came from another node."""
+    return _MARK in scope.get("extensions", {})
+
+
+class PassedOn(Response):
+    """An answer that another node writes."""
+
+    def __init__(self, directory: Directory, model_id: str, request: PassedRequest, draining: Draining) -> None:
+        super().__init__()
+        self._directory = directory
+        self._model_id = model_id
+        self._request = request
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI response."""
+        state = _Sent(send)
+        failed: MeshError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope.cancel)
+            with trio.CancelScope() as drained:
+                nursery.start_soon(self._cancel_when_draining, drained)
+                try:
+                    async with self._directory.pass_on(self._model_id, self._request) as answer:
+                        await state.copy(answer)
+                except MeshError as error:
+                    failed = error
+            if drained.cancelled_caught:
+                failed = Unavailable("this node is shutting down")
+            if failed is not None:
+                await state.fail(failed, scope, receive)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
+        await self._draining.wait()
+        scope.cancel()
+
+
+class _Sent:
+    """What of the answer the client has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = False
+        self._streams = False
+
+    async def copy(self, answer: PassedAnswer) -> None:
+        headers = [(name, value) for name, value in answer.headers if name in ANSWER_HEADERS]
+        self._streams = any(name == "content-type" and value.startswith("text/event-stream") for name, value in headers)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        self._started = True
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": raw})
+        async for chunk in answer.chunks:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: MeshError, scope: Scope, receive: Receive) -> None:
+        """The best ending that is still possible: a status, an error event, or a connection that breaks off."""
+        if not self._started:
+            await failure_of(error).response()(scope, receive, self._send)
+        elif self._streams:
+            stream = EventStream(self._send)
+            await stream.data(failure_of(error).body())
+            await stream.close()
+
+
+class _LocalAnswer:
+    """PassedAnswer of an app in this process."""
+
+    def __init__(self, start: Message, chunks: AsyncIterator[bytes]) -> None:
+        self.status: int = start["status"]
+        self.headers = tuple(
+            (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in start.get("headers", [])
+        )
+        self.chunks = chunks
+
+
+@asynccontextmanager
+async def answer_here(app: ASGIApp, request: PassedRequest) -> AsyncIterator[PassedAnswer]:
+    """Serve a request that another node passed on. Leaving the context is the client's disconnect.
+
+    `app` is `HttpEndpoint.passed`; it writes its own errors, so nothing but our own bugs is raised here.
+    """
+    into, pieces = trio.open_memory_channel[Message](CHUNKS)
+    body_sent = False
+
+    async def receive() -> Message:
+        nonlocal body_sent
+        if body_sent:
+            await trio.sleep_forever()
+        body_sent = True
+        return {"type": "http.request", "body": request.body, "more_body": False}
+
+    async def run() -> None:
+        async with into:
+            await app(_scope(request), receive, into.send)
+
+    # A nursery would wrap what the caller's block raises; the caller expects it as it was.
+    failed: MeshError | None = None
+    async with trio.open_nursery() as nursery, pieces:
+        nursery.start_soon(run)
+        try:
+            yield _LocalAnswer(await pieces.receive(), _bodies(pieces))
+        except MeshError as error:
+            failed = error
+        finally:
+            nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def _bodies(pieces: trio.MemoryReceiveChannel[Message]) -> AsyncIterator[bytes]:
+    async for message in pieces:
+        if message.get("body"):
+            yield message["body"]
+        if not message.get("more_body", False):
+            return
+
+
+def _scope(request: PassedRequest) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.path,
+        "raw_path": request.path.encode("utf-8"),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
+        "client": None,
+        "server": None,
+        "extensions": {_MARK: {}},
+        "state": {},
+    }

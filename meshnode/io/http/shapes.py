@@ -1,0 +1,180 @@
+"""The JSON of answers, as OpenAI's clients read it: chat and legacy completions, whole and in chunks.
+
+Invariant: what a stream's deltas add up to equals the whole answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from meshnode.core.serving.text import Vocabulary
+from meshnode.io.http.choice import Delta, Spoken
+
+Json = dict[str, Any]
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+    """Token counts; cached and reasoning tokens are part of the shape that clients read."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+class Shape(Protocol):
+    """How one route writes its answer."""
+
+    id: str
+
+    def opening(self, index: int) -> Json | None:
+        """The chunk before a choice's first text."""
+        ...
+
+    def chunks(self, delta: Delta) -> list[Json]:
+        """The chunks of one delta; a finish comes in a chunk of its own."""
+        ...
+
+    def closing(self, counts: Json) -> Json:
+        """The usage chunk of a stream."""
+        ...
+
+    def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
+        """The answer of a request that does not stream."""
+        ...
+
+
+class _Envelope:
+    def __init__(self, prefix: str, kind: str, model: str, vocabulary: Vocabulary) -> None:
+        self.id = f"{prefix}-{secrets.token_hex(12)}"
+        self._kind = kind
+        self._model = model
+        self._vocabulary = vocabulary
+        self._created = int(time.time())
+
+    def _wrap(self, choices: list[Json], kind: str, **more: Any) -> Json:
+        head = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
+        return {**head, "choices": choices, **more}
+
+    def _text_of(self, token: int) -> str:
+        """A key for the token: part of a character is spelled as OpenAI does, `bytes:\\xc3`, to stay distinct."""
+        written = self._vocabulary.written(token)
+        try:
+            return written.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{value:02x}" for value in written)
+
+
+class ChatShape(_Envelope):
+    """chat.completion and chat.completion.chunk."""
+
+    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, with_usage: bool) -> None:
+        super().__init__("chatcmpl", "chat.completion", model, vocabulary)
+        self._with_logprobs = with_logprobs
+        self._more: Json = {"usage": None} if with_usage else {}
+
+    def opening(self, index: int) -> Json | None:
+        """The role, which clients expect first and once."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def chunks(self, delta: Delta) -> list[Json]:
+        """Text with its log-probabilities, then the finish."""
+        chunks = []
+        if delta.text or (self._with_logprobs and delta.tokens):
+            chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
+        if delta.finish:
+            chunks.append(self._chunk(delta.index, {}, None, delta.finish))
+        return chunks
+
+    def closing(self, counts: Json) -> Json:
+        """No choices, only the counts."""
+        return self._wrap([], "chat.completion.chunk", usage=counts)
+
+    def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
+        """One message per choice."""
+        answers = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None},
+                "logprobs": self._logprobs([token for delta in deltas for token in delta.tokens]),
+                "finish_reason": deltas[-1].finish,
+            }
+            for index, deltas in enumerate(choices)
+        ]
+        return self._wrap(answers, "chat.completion", usage=counts)
+
+    def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._wrap([choice], "chat.completion.chunk", **self._more)
+
+    def _logprobs(self, tokens: Sequence[Spoken]) -> Json | None:
+        if not self._with_logprobs:
+            return None
+        content = [
+            {
+                **self._entry(token.sampled.token, token.sampled.logprob),
+                "top_logprobs": [self._entry(other.token, other.logprob) for other in token.sampled.alternatives],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float | None) -> Json:
+        written = self._vocabulary.written(token)
+        return {"token": written.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(written)}
+
+
+class CompletionShape(_Envelope):
+    """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
+
+    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, echoes: Sequence[str]) -> None:
+        super().__init__("cmpl", "text_completion", model, vocabulary)
+        self._with_logprobs = with_logprobs
+        self._echoes = echoes
+        """Text shown before each choice's own; empty without `echo`."""
+
+    def opening(self, index: int) -> Json | None:
+        """The echoed prompt."""
+        return self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind) if self._echoes else None
+
+    def chunks(self, delta: Delta) -> list[Json]:
+        """Text with its log-probabilities, then the finish."""
+        chunks = []
+        if delta.text or (self._with_logprobs and delta.tokens):
+            chunks.append(self._wrap([self._choice(delta.index, delta.text, delta.tokens, None)], self._kind))
+        if delta.finish:
+            chunks.append(self._wrap([self._choice(delta.index, "", (), delta.finish)], self._kind))
+        return chunks
+
+    def closing(self, counts: Json) -> Json:
+        """No choices, only the counts."""
+        return self._wrap([], self._kind, usage=counts)
+
+    def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
+        """One text per choice."""
+        answers = []
+        for index, deltas in enumerate(choices):
+            text = (self._echoes[index] if self._echoes else "") + "".join(delta.text for delta in deltas)
+            tokens = [token for delta in deltas for token in delta.tokens]
+            answers.append(self._choice(index, text, tokens, deltas[-1].finish))
+        return self._wrap(answers, self._kind, usage=counts)
+
+    def _choice(self, index: int, text: str, tokens: Sequence[Spoken], finish: str | None) -> Json:
+        return {"index": index, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": finish}
+
+    def _logprobs(self, tokens: Sequence[Spoken]) -> Json | None:
+        if not self._with_logprobs:
+            return None
+        return {
+            "tokens": [self._text_of(token.sampled.token) for token in tokens],
+            "token_logprobs": [token.sampled.logprob for token in tokens],
+            "top_logprobs": [
+                {self._text_of(other.token): other.logprob for other in token.sampled.alternatives} for token in tokens
+            ],
+            "text_offset": [token.offset for token in tokens],
+        }

@@ -1,0 +1,115 @@
+"""A served model without a model: one token per byte, answers given by the test. Runs where the real head runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+
+from meshnode.core.serving.request import Alternative, Generation, Sampled
+from meshnode.core.serving.text import Conversation, Vocabulary
+from meshnode.errors import MeshError, PromptTooLong, Unavailable
+from meshnode.io.http.backend import ModelListing, ModelState, PassedAnswer, PassedRequest
+
+BOS, END = 256, 257
+VOCABULARY = Vocabulary(
+    pieces=(*(bytes([value]) for value in range(256)), b"", b""),
+    markers={BOS: b"<|bos|>", END: b"<|end|>"},
+    end=frozenset({END}),
+    bos=BOS,
+    eos=END,
+    add_bos=True,
+)
+
+
+class ByteModel:
+    """Answers every prompt with `answer`; `before_token(i)` may wait or raise."""
+
+    def __init__(self, answer: str = "Hello, wörld.", name: str = "org/byte-model") -> None:
+        self.id = name
+        self.created = 1_700_000_000
+        self.context = 512
+        self.vocabulary = VOCABULARY
+        self.answer = answer
+        self.before_token: Callable[[int], object] | None = None
+        self.stall_at = -1
+        """Index of the token that never comes; -1: none."""
+        self.fails_with: MeshError | None = None
+        self.seen: list[Generation] = []
+        self.lanes = 0
+        self.waiting = trio.Event()
+        """Set when a generation reached `stall_at`."""
+        self.freed = trio.Event()
+        """Set when the last lane was given back."""
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+        head, ids = ([BOS] if add_special else []), []
+        for index, part in enumerate(text.split("<|bos|>")):
+            ids += ([BOS] if index else []) + list(part.encode())
+        return tuple(head + ids)
+
+    async def render(self, conversation: Conversation) -> str:
+        turns = [f"{each['role']}: {each['content']}\n" for each in conversation.messages]
+        return "".join(turns) + "assistant:"
+
+    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[Sampled]]:
+        return self._lane(request)
+
+    @asynccontextmanager
+    async def _lane(self, request: Generation) -> AsyncIterator[AsyncIterator[Sampled]]:
+        self.seen.append(request)
+        if self.fails_with is not None and self.stall_at < 0:
+            raise self.fails_with
+        if len(request.prompt) >= self.context:
+            raise PromptTooLong(len(request.prompt), self.context)
+        self.lanes += 1
+        try:
+            yield self._tokens(request)
+        finally:
+            self.lanes -= 1
+            if not self.lanes:
+                self.freed.set()
+
+    async def _tokens(self, request: Generation) -> AsyncIterator[Sampled]:
+        ids = [*self.answer.encode(), END]
+        for index, token in enumerate(ids):
+            await trio.lowlevel.checkpoint()
+            if index == self.stall_at:
+                self.waiting.set()
+                if self.fails_with is not None:
+                    raise self.fails_with
+                await trio.sleep_forever()
+            finish = "stop" if token == END else "length" if index + 1 == request.max_tokens else ""
+            top = max(request.sampling.top_logprobs, 0)
+            alternatives = tuple(Alternative((token + other) % 256, -0.5 - other) for other in range(top))
+            logprob = -0.5 if request.sampling.top_logprobs >= 0 else None
+            yield Sampled(token, logprob, alternatives, finish)
+            if finish:
+                return
+
+
+class ByteDirectory:
+    """Models here, and models elsewhere that `remote` answers for."""
+
+    def __init__(self, *models: ByteModel) -> None:
+        self.served = {model.id: model for model in models}
+        self.elsewhere: dict[str, Callable[[PassedRequest], AbstractAsyncContextManager[PassedAnswer]]] = {}
+        self.states: dict[str, ModelState] = {}
+        self.numbers = {"rejected_queue_full": 0}
+
+    def models(self) -> tuple[ModelListing, ...]:
+        names = sorted({*self.served, *self.elsewhere, *self.states})
+        return tuple(ModelListing(name, 1_700_000_000, 512, self.states.get(name, "ready"), "here") for name in names)
+
+    def local(self, model_id: str) -> ByteModel | None:
+        ready = self.states.get(model_id, "ready") == "ready"
+        return self.served.get(model_id) if ready else None
+
+    def pass_on(self, model_id: str, request: PassedRequest) -> AbstractAsyncContextManager[PassedAnswer]:
+        if model_id not in self.elsewhere:
+            raise Unavailable("nobody serves it now")
+        return self.elsewhere[model_id](request)
+
+    def counters(self) -> dict[str, int]:
+        return self.numbers

@@ -1,0 +1,44 @@
+"""A real endpoint on loopback per test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import trio
+
+from meshnode.io.http.access import Access
+from meshnode.io.http.endpoint import build_endpoint
+from meshnode.io.http.server import listen, serve_http
+from tests.io.http.byte_model import ByteDirectory
+
+
+class Serving:
+    """One running endpoint."""
+
+    def __init__(self, port: int, shutdown: trio.Event, ended: trio.Event) -> None:
+        self.port = port
+        self.shutdown = shutdown
+        self.ended = ended
+        self.url = f"http://127.0.0.1:{port}"
+
+    def client(self, **options) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=20, trust_env=False, **options)
+
+
+@asynccontextmanager
+async def serving(directory: ByteDirectory, admin_routes=(), access: Access | None = None) -> AsyncIterator[Serving]:
+    """Serves `directory` on a free port until the block ends."""
+    endpoint = build_endpoint(directory, admin_routes, access)
+    shutdown, ended = trio.Event(), trio.Event()
+
+    async def run(task_status=trio.TASK_STATUS_IGNORED) -> None:
+        await serve_http(endpoint, listen("127.0.0.1", 0), shutdown, task_status)
+        ended.set()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(run)
+            yield Serving(port, shutdown, ended)
+            shutdown.set()
