@@ -1,0 +1,131 @@
+"""CONTROL links: dial, keep one per peer, move messages between them and the mediator.
+
+Invariant: at most one link per peer is current; of two dialed crosswise the one dialed by the lower node id stays, and
+only the current one's end is told to the mediator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from meshnode.core.node.events import Event, LinkClosed, LinkOpened, Received
+from meshnode.errors import MeshError
+from meshnode.identity.ids import NodeId
+from meshnode.io.transport.stream import Stream
+from meshnode.io.transport.transport import Transport
+from meshnode.wire.messages import AnyMessage, Unknown, decode, encode
+from meshnode.wire.preface import StreamClass
+
+OUTGOING = 512
+"""Messages waiting for a slow peer: a whole roster of announcements; beyond, the link is closed and redialed."""
+SEND_S = 10.0
+"""One frame: a peer that takes longer to read 64 KiB is as good as lost."""
+
+
+class _Link:
+    """One authenticated CONTROL stream."""
+
+    def __init__(self, stream: Stream, dialer: NodeId) -> None:
+        self.stream = stream
+        self.peer = stream.peer.node_id
+        self.dialer = dialer
+        self.into, self.outgoing = trio.open_memory_channel[AnyMessage](OUTGOING)
+        self.scope = trio.CancelScope()
+        self.reason = ""
+
+    def close(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        self.scope.cancel()
+
+
+class ControlLinks:
+    """All CONTROL links of this node. `post` hands an event to the mediator."""
+
+    def __init__(self, transport: Transport, own: NodeId, post: Callable[[Event], Awaitable[None]]) -> None:
+        self._transport = transport
+        self._own = own
+        self._post = post
+        self._links: dict[NodeId, _Link] = {}
+
+    def send(self, peer: NodeId, message: AnyMessage) -> None:
+        """Queue a message; dropped without a link, and a link that is too slow is closed."""
+        link = self._links.get(peer)
+        if link is None:
+            return
+        try:
+            link.into.send_nowait(message)
+        except trio.WouldBlock:
+            link.close("the peer reads too slowly")
+        except trio.BrokenResourceError:
+            pass
+
+    def close(self, peer: NodeId, reason: str) -> None:
+        """End the link to `peer`, if there is one."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.close(reason)
+
+    async def dial(self, node: NodeId, addresses: tuple[str, ...]) -> None:
+        """Dial and serve the link until it ends."""
+        try:
+            stream = await self._transport.dial(node, addresses, StreamClass.CONTROL)
+        except MeshError as error:
+            if node not in self._links:
+                await self._post(LinkClosed(node, str(error)))
+            return
+        try:
+            await self._serve(_Link(stream, self._own))
+        finally:
+            await stream.aclose()
+
+    async def accepted(self, stream: Stream) -> None:
+        """Serve a link that a peer dialed, until it ends."""
+        await self._serve(_Link(stream, stream.peer.node_id))
+
+    async def flush(self) -> None:
+        """Wait until what was queued has been sent, or the links are gone."""
+        while any(link.outgoing.statistics().current_buffer_used for link in self._links.values()):
+            await trio.sleep(0.01)
+
+    async def _serve(self, link: _Link) -> None:
+        present = self._links.get(link.peer)
+        if present is not None:
+            if present.dialer != link.dialer and present.dialer == min(link.peer, self._own):
+                return
+            present.close("replaced")
+        self._links[link.peer] = link
+        await self._post(LinkOpened(link.peer))
+        try:
+            with link.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, link)
+                    await self._read(link)
+        finally:
+            link.into.close()
+            if self._links.get(link.peer) is link:
+                del self._links[link.peer]
+                with trio.CancelScope(shield=True):
+                    await self._post(LinkClosed(link.peer, link.reason or "closed"))
+
+    async def _read(self, link: _Link) -> None:
+        try:
+            while True:
+                message = decode(await link.stream.receive_frame())
+                if isinstance(message, Unknown):
+                    self.send(link.peer, message)
+                else:
+                    await self._post(Received(link.peer, message))
+        except MeshError as error:
+            link.close(str(error))
+
+    async def _write(self, link: _Link) -> None:
+        try:
+            async for message in link.outgoing:
+                with trio.fail_after(SEND_S):
+                    await link.stream.send_frame(encode(message))
+        except trio.TooSlowError:
+            link.close("the peer reads too slowly")
+        except MeshError as error:
+            link.close(str(error))
