@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-ANSWER_RESERVE: Final = 2048
-"""Cells kept free for an answer at admission: longer ones grow, so that one request with a huge max_tokens
-does not hold the whole cache for an answer that ends after 50 tokens."""
-
-GROWTH: Final = 256
-"""Cells a lane grows by: 256 tokens without another look at the room; also what a new lane needs at least."""
-
 UNREAD_TOKENS: Final = 64
 """Tokens a client may lag behind before its lane rests: about a second of text; a client that stopped reading
 holds its cells but costs no computing."""
+
+RETRIES: Final = 2
+"""A sequence whose microbatch failed because of another lane is computed again; a stage that goes on failing
+must not keep it alive for ever."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,11 @@ class ServingOptions:
     """Rows of a prefill chunk: 317 tokens/s over 2 stages against 281 with 64 and 229 with 512 (SERVING)."""
     rows_per_microbatch: int = 1
     """Most decode rows batched together. On CPUs two rows in one batch cost more than two decodes of one row."""
+    answer_reserve: int = 2048
+    """Cells reserved for an answer at admission: longer ones grow, so that one request with a huge max_tokens does
+    not hold the whole cache for an answer that ends after 50 tokens."""
+    growth: int = 256
+    """Cells a lane grows by: so many tokens without another look at the room; also what a new lane needs at least."""
     queue_per_lane: int = 4
     queue_wait_s: float = 10.0
     token_timeout_s: float = 30.0

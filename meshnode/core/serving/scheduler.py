@@ -20,7 +20,7 @@ from collections import Counter
 
 from meshnode.core.serving.events import Event, Failed, Statistics, TokenReady
 from meshnode.core.serving.microbatch import InFlight, Microbatch, Span
-from meshnode.core.serving.options import ANSWER_RESERVE, GROWTH, UNREAD_TOKENS, ServingOptions
+from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS, ServingOptions
 from meshnode.core.serving.request import Alternative, Generation, Sampled
 from meshnode.core.serving.room import Room
 from meshnode.core.serving.sequence import UNSEATED, Phase, Sequence
@@ -193,8 +193,8 @@ class Scheduler:
         if not self._room.free_lanes or (self._paused and sequence.phase is not Phase.PAUSED):
             return 0
         left = sequence.request.max_tokens - sequence.generated
-        whole = min(len(sequence.ids) + min(left, ANSWER_RESERVE), self._options.context)
-        least = min(len(sequence.ids) + min(left, GROWTH), self._options.context)
+        whole = min(len(sequence.ids) + min(left, self._options.answer_reserve), self._options.context)
+        least = min(len(sequence.ids) + min(left, self._options.growth), self._options.context)
         free = self._room.free_cells
         if free >= whole:
             return whole
@@ -249,8 +249,8 @@ class Scheduler:
     def _decode_frames(self) -> list[Rows]:
         """One row of each lane that has its next token: together only where that was measured to pay."""
         ready = [s for s in self._seated.values() if s.pending == 1 and not _rests(s)]
-        ready = [s for s in ready if s.lane in self._seated and self._roomy(s)]
-        # Making room may have paused one that was found ready before.
+        # Making room for one may pause another, before or behind it in this list.
+        ready = [s for s in ready if s.phase is Phase.SEATED and self._roomy(s)]
         ready = [s for s in ready if s.phase is Phase.SEATED]
         frames: list[Rows] = []
         # A frame holds one Open at most: 64 of the largest would pass the frame's limit.
@@ -281,7 +281,7 @@ class Scheduler:
         """Whether the next row has a cell; pauses the youngest lanes to make one, perhaps this one itself."""
         if sequence.sent < sequence.reserved:
             return True
-        while not (more := self._room.grow(sequence.lane, GROWTH)):
+        while not (more := self._room.grow(sequence.lane, self._options.growth)):
             youngest = max(self._seated.values(), key=lambda s: s.arrival)
             self._pause(youngest)
             if youngest is sequence:
@@ -337,7 +337,12 @@ class Scheduler:
         error = StageError(failure.reason, f"stage {failure.stage}: {failure.message}")
         events: list[Event] = [self._failed(sequence, error) for sequence in guilty.values()]
         for span in microbatch.spans:
-            if span.current:
+            if not span.current:
+                continue
+            span.sequence.retries += 1
+            if span.sequence.retries > RETRIES:
+                events.append(self._failed(span.sequence, error))
+            else:
                 self._pause(span.sequence)
         self._admit(now)
         return events

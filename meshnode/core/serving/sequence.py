@@ -50,7 +50,8 @@ class Sequence:
     """Tokens delivered and not yet taken by the consumer."""
     chunked: int = 0
     """Order number of the last prefill chunk: chunks of several prompts take turns."""
-    pauses: int = 0
+    retries: int = 0
+    """How often a microbatch with it failed through no fault of its own."""
 
     def __post_init__(self) -> None:
         self.ids.extend(self.request.prompt)

@@ -1,0 +1,92 @@
+"""Stages without arithmetic: they keep the rules that real ones keep, and "sample" a function of the ids they saw."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from meshnode.wire.activation import (
+    Close,
+    FailedFrame,
+    Failure,
+    LaneSample,
+    Open,
+    Rows,
+    SampledFrame,
+)
+from meshnode.wire.fence import Fence, RunId, Term
+
+FENCE = Fence(Term(1), RunId("00" * 8))
+VOCABULARY = 1000
+END = 999
+
+
+def next_token(ids: list[int]) -> int:
+    """What follows `ids`; depends on all of them, so that a lost, doubled or foreign id shows."""
+    return (sum(ids) * 31 + len(ids) * 7) % (VOCABULARY - 1)
+
+
+def answer(prompt: tuple[int, ...], count: int) -> list[int]:
+    """The first `count` tokens after `prompt`."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(next_token(ids))
+    return ids[len(prompt) :]
+
+
+class Stages:
+    """A pipeline of perfect stages that answers when told to. Checks every frame as stages do."""
+
+    def __init__(self, context: int, chunk: int) -> None:
+        self.context, self.chunk = context, chunk
+        self.lanes: dict[int, list[int]] = {}
+        self.waiting: deque[Rows] = deque()
+        self.number = 0
+        self.opens: list[Open] = []
+        self.broken: set[int] = set()
+
+    def take(self, frames: list[Rows]) -> None:
+        for frame in frames:
+            self.number += 1
+            assert frame.microbatch == self.number, "microbatch numbers have no gap"
+            assert len(frame.positions) <= self.chunk
+            self.waiting.append(frame)
+
+    def answer_oldest(self) -> SampledFrame | FailedFrame:
+        frame = self.waiting.popleft()
+        self._operate(frame)
+        assert frame.tokens is not None
+        if guilty := tuple(self.broken & {int(lane) for lane in frame.lanes}):
+            return self._failed(frame, guilty)
+        samples = []
+        rows = zip(frame.positions, frame.lanes, frame.tokens, frame.logits, strict=True)
+        for position, lane, token, logits in rows:
+            ids = self.lanes[int(lane)]
+            assert len(ids) == position, "positions of a lane are contiguous"
+            ids.append(int(token))
+            if logits:
+                samples.append(LaneSample(int(lane), int(position), next_token(ids)))
+        assert sum(map(len, self.lanes.values())) <= self.context, "live cells fit the cache"
+        return SampledFrame(FENCE, frame.microbatch, tuple(samples))
+
+    def fail_oldest(self, lanes: tuple[int, ...] | None = None) -> FailedFrame:
+        """Fail the oldest frame; its rows are not kept. Lanes at fault: those of the frame unless given."""
+        frame = self.waiting.popleft()
+        self._operate(frame)
+        return self._failed(frame, tuple({int(lane) for lane in frame.lanes}) if lanes is None else lanes)
+
+    def _failed(self, frame: Rows, guilty: tuple[int, ...]) -> FailedFrame:
+        self.broken |= set(guilty)
+        return FailedFrame(FENCE, frame.microbatch, Failure(1, "fatal", "a decode failed", guilty))
+
+    def _operate(self, frame: Rows) -> None:
+        for operation in frame.operations:
+            match operation:
+                case Open(lane):
+                    self.opens.append(operation)
+                    self.lanes[lane] = []
+                    self.broken.discard(lane)
+                case Close(lane):
+                    self.lanes.pop(lane)
+                    self.broken.discard(lane)
+                case other:
+                    raise AssertionError(other)

@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meshnode.core.serving.events import Event, Failed, TokenReady
+from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS, ServingOptions
+from meshnode.core.serving.request import Generation
+from meshnode.core.serving.scheduler import Scheduler
+from meshnode.errors import (
+    InvalidRequest,
+    Overloaded,
+    PeerError,
+    PromptTooLong,
+    StageError,
+    StageLost,
+    TimedOut,
+    Unavailable,
+)
+from meshnode.wire.activation import Heartbeat, LaneSample, SampledFrame
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.sampling import Sampling
+from tests.core.serving.stages import END, FENCE, VOCABULARY, Stages, answer
+
+
+class Head:
+    """A scheduler on perfect stages, with what every consumer got."""
+
+    def __init__(self, **changes) -> None:
+        values = {"stages": 2, "context": 4096, "vocabulary": VOCABULARY, "end_tokens": frozenset({END}), "chunk": 8}
+        self.options = ServingOptions(**(values | changes))
+        self.scheduler = Scheduler(self.options, FENCE)
+        self.stages = Stages(self.options.context, self.options.chunk)
+        self.tokens: dict[str, list[int]] = {}
+        self.ends: dict[str, str | Exception] = {}
+        self.now = 0.0
+
+    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, **sampling) -> None:
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling))
+        self.scheduler.submit(request, self.now)
+        self.tokens[name] = []
+
+    def send(self) -> int:
+        frames = self.scheduler.next_frames(self.now)
+        self.stages.take(frames)
+        return len(frames)
+
+    def step(self) -> None:
+        self.take(self.scheduler.frame_received(self.stages.answer_oldest(), self.now))
+
+    def take(self, events: list[Event], *, read: bool = True) -> None:
+        for event in events:
+            assert event.id not in self.ends, "nothing follows the end of a request"
+            match event:
+                case TokenReady(name, sampled):
+                    self.tokens[name].append(sampled.token)
+                    if sampled.finish:
+                        self.ends[name] = sampled.finish
+                    elif read:
+                        self.scheduler.taken(name, self.now)
+                case Failed(name, error):
+                    self.ends[name] = error
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.send()
+            self.step()
+
+    def run(self) -> None:
+        self.send()
+        while self.stages.waiting:
+            self.step()
+            self.send()
+
+    def all_free(self) -> bool:
+        now = self.scheduler.statistics()
+        return (now.lanes_busy, now.queued, now.paused, now.cells_reserved, now.in_flight) == (0, 0, 0, 0, 0)
+
+
+def test_a_request_gets_its_tokens_and_its_lane_is_free_afterwards() -> None:
+    head = Head()
+    head.submit("a", max_tokens=4)
+    head.run()
+    assert head.tokens["a"] == answer((1, 2, 3), 4)
+    assert head.ends == {"a": "length"}
+    assert head.all_free()
+    assert head.stages.lanes == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_r16_generation_stops_at_exactly_max_tokens(count) -> None:
+    head = Head()
+    head.submit("a", max_tokens=count)
+    head.run()
+    assert len(head.tokens["a"]) == count
+
+
+def test_a_token_that_ends_generation_finishes_with_stop() -> None:
+    head = Head()
+    head.submit("a")
+    head.submit("b", ignore_eos=True)
+    head.send()
+    for name in ("a", "b"):
+        frame = head.stages.answer_oldest()
+        end = LaneSample(frame.samples[0].lane, frame.samples[0].position, END)
+        head.take(head.scheduler.frame_received(SampledFrame(FENCE, frame.microbatch, (end,)), 0))
+        assert head.tokens[name] == [END]
+    assert head.ends == {"a": "stop"}
+
+
+def test_the_context_ends_a_generation_with_length() -> None:
+    head = Head(context=16)
+    head.submit("a", prompt=range(1, 11), max_tokens=500)
+    head.run()
+    # 16 cells hold 10 of the prompt and 6 fed tokens; the seventh needs no cell.
+    assert len(head.tokens["a"]) == 7
+    assert head.ends["a"] == "length"
+
+
+def test_r17_lanes_that_run_together_say_what_each_says_alone() -> None:
+    head = Head()
+    prompts = {name: tuple(range(i + 1, i + 1 + 5 * i + 1)) for i, name in enumerate("abcd")}
+    for name, prompt in prompts.items():
+        head.submit(name, prompt, max_tokens=20)
+    head.run()
+    assert head.tokens == {name: answer(prompt, 20) for name, prompt in prompts.items()}
+
+
+def test_busy_lanes_keep_as_many_microbatches_in_flight_as_there_are_stages() -> None:
+    head = Head(stages=4)
+    for name in "abcd":
+        head.submit(name, max_tokens=50)
+    for _ in range(100):
+        head.send()
+        assert len(head.stages.waiting) >= 4
+        head.step()
+
+
+def test_chunks_of_one_prompt_follow_each_other_up_to_the_window() -> None:
+    head = Head(stages=2)
+    head.submit("a", prompt=range(100), max_tokens=1)
+    assert head.send() == 3, "one for each stage and one on the way back"
+    head.step()
+    assert head.send() == 1
+
+
+def test_r15_a_long_prompt_delays_another_stream_by_at_most_one_chunk_a_stage() -> None:
+    head = Head(stages=2)
+    head.submit("short", max_tokens=100)
+    head.steps(1)
+    head.submit("long", prompt=range(300), max_tokens=1)
+    while len(head.tokens["long"]) == 0:
+        head.send()
+        waiting = [len(frame.positions) for frame in head.stages.waiting]
+        assert sum(rows > 1 for rows in waiting) <= 2
+        assert any(rows == 1 for rows in waiting), "the short stream always has its row under way"
+        head.step()
+
+
+def test_chunks_of_two_prompts_take_turns() -> None:
+    head = Head(stages=1)
+    head.submit("a", prompt=range(80), max_tokens=1)
+    head.submit("b", prompt=range(1, 9), max_tokens=1)
+    head.steps(3)
+    assert head.ends == {"b": "length"}
+
+
+def test_only_the_last_row_of_a_prompt_is_sampled() -> None:
+    head = Head()
+    head.submit("a", prompt=range(20), max_tokens=1)
+    head.send()
+    flags = [bool(flag) for frame in head.stages.waiting for flag in frame.logits]
+    assert flags == [False] * 19 + [True]
+
+
+def test_rows_are_batched_where_that_pays_but_never_into_fewer_frames_than_stages() -> None:
+    head = Head(stages=2, rows_per_microbatch=8)
+    for name in "abcd":
+        head.submit(name, max_tokens=60)
+    for _ in range(40):
+        head.send()
+        head.step()
+    head.send()
+    assert sorted(len(frame.positions) for frame in head.stages.waiting) == [2, 2]
+    head.run()
+    assert head.tokens["d"] == answer((1, 2, 3), 60)
+
+
+def test_r50_lanes_then_queue_then_refusal_at_once() -> None:
+    head = Head(lanes=2, queue_per_lane=2)
+    for number in range(6):
+        head.submit(f"r{number}")
+    with pytest.raises(Overloaded):
+        head.submit("one too many")
+    now = head.scheduler.statistics()
+    assert (now.lanes_busy, now.queued) == (2, 4)
+    assert now.rejected == {"queue_full": 1}
+    head.run()
+    assert len(head.ends) == 6
+
+
+def test_r50_a_queued_request_waits_no_longer_than_its_time() -> None:
+    head = Head(lanes=1)
+    head.submit("runs", max_tokens=10)
+    head.now = 1.0
+    head.submit("waits")
+    assert head.scheduler.deadline() == pytest.approx(11.0)
+    head.take(head.scheduler.expire(10.9))
+    assert not head.ends
+    head.take(head.scheduler.expire(11.0))
+    assert isinstance(head.ends["waits"], Overloaded)
+    assert head.scheduler.statistics().rejected == {"queue_timeout": 1}
+
+
+def test_a_freed_lane_goes_to_the_first_in_the_queue() -> None:
+    head = Head(lanes=1)
+    for name in ("a", "b", "c"):
+        head.submit(name, max_tokens=3)
+    head.scheduler.cancel("b", 0)
+    head.run()
+    assert list(head.ends) == ["a", "c"]
+
+
+def test_a_prompt_that_never_fits_is_refused_for_good() -> None:
+    head = Head(context=16)
+    with pytest.raises(PromptTooLong) as caught:
+        head.submit("a", prompt=range(16))
+    assert (caught.value.prompt_tokens, caught.value.context_tokens) == (16, 16)
+    head.submit("b", prompt=range(15), max_tokens=9)
+    head.run()
+    assert len(head.tokens["b"]) == 2
+
+
+def test_r25_a_second_request_of_an_id_is_refused_and_the_first_lives_on() -> None:
+    head = Head()
+    head.submit("a")
+    with pytest.raises(InvalidRequest):
+        head.scheduler.submit(Generation("a", (1,), 1, Sampling()), 0)
+    head.run()
+    assert head.ends == {"a": "length"}
+
+
+def test_ids_outside_of_the_vocabulary_are_refused_before_they_reach_a_stage() -> None:
+    for bad in (-1, VOCABULARY):
+        with pytest.raises(InvalidRequest):
+            Head().submit("a", prompt=(1, bad))
+
+
+def test_a_draining_head_finishes_what_it_has() -> None:
+    head = Head()
+    head.submit("a")
+    head.scheduler.drain("the node is leaving")
+    with pytest.raises(Unavailable, match="leaving"):
+        head.submit("b")
+    head.run()
+    assert head.ends == {"a": "length"}
+
+
+def test_r10_a_cancelled_request_frees_its_lane_at_once_and_late_answers_are_ignored() -> None:
+    head = Head(lanes=1)
+    head.submit("a", max_tokens=50)
+    head.steps(3)
+    head.send()
+    head.scheduler.cancel("a", 0)
+    head.submit("b", prompt=(9, 9), max_tokens=5)
+    head.run()
+    assert head.tokens["b"] == answer((9, 9), 5)
+    assert "a" not in head.ends
+    assert head.all_free()
+
+
+def test_a_cancel_of_the_only_request_clears_its_lane_on_the_stages() -> None:
+    head = Head()
+    head.submit("a", max_tokens=50)
+    head.steps(3)
+    head.scheduler.cancel("a", 0)
+    head.scheduler.cancel("a", 0)
+    head.run()
+    assert head.stages.lanes == {}
+    assert head.scheduler.statistics().cancelled == 1
+
+
+def test_r92_a_fresh_request_opens_a_cleared_lane_with_its_sampler() -> None:
+    head = Head(lanes=1)
+    for name in ("a", "b"):
+        head.submit(name, prompt=range(100), max_tokens=1, seed=7, penalty_window=4)
+    head.run()
+    assert [(o.lane, o.sampling.seed, o.window, o.generated) for o in head.stages.opens] == [
+        (0, 7, (96, 97, 98, 99), 0)
+    ] * 2
+
+
+def test_a_request_waits_for_the_cells_that_an_older_one_reserved() -> None:
+    head = Head(context=1000)
+    head.submit("old", prompt=range(100), max_tokens=800)
+    head.submit("young", prompt=range(5), max_tokens=300)
+    now = head.scheduler.statistics()
+    assert (now.lanes_busy, now.queued, now.cells_reserved) == (1, 1, 900)
+    head.run()
+    assert head.ends == {"old": "length", "young": "length"}
+
+
+def test_an_answer_longer_than_its_reserve_grows_into_free_cells() -> None:
+    head = Head(context=5000)
+    head.submit("a", max_tokens=4000)
+    assert head.scheduler.statistics().cells_reserved == 3 + head.options.answer_reserve
+    head.run()
+    assert len(head.tokens["a"]) == 4000
+
+
+def test_r21_without_free_cells_the_youngest_is_paused_computed_again_and_draws_on_with_its_counter() -> None:
+    head = Head(context=700)
+    head.submit("old", prompt=range(10), max_tokens=380)
+    head.submit("young", prompt=range(5), max_tokens=600)
+    head.run()
+    assert head.scheduler.statistics().pauses == 1
+    assert head.tokens == {"old": answer(tuple(range(10)), 380), "young": answer(tuple(range(5)), 600)}
+    resumed = head.stages.opens[-1]
+    assert resumed.generated > head.options.growth
+    assert list(resumed.window) == head.tokens["young"][resumed.generated - 64 : resumed.generated]
+
+
+def test_a_failed_microbatch_ends_its_lanes_and_no_others() -> None:
+    head = Head()
+    head.submit("a", max_tokens=9)
+    head.submit("b", prompt=(5,), max_tokens=9)
+    head.send()
+    head.take(head.scheduler.frame_received(head.stages.fail_oldest(), 0))
+    assert len(head.ends) == 1
+    (failed,) = head.ends
+    assert isinstance(head.ends[failed], StageError)
+    assert head.ends[failed].reason == "fatal"
+    head.run()
+    assert head.ends[{"a": "b", "b": "a"}[failed]] == "length"
+    assert head.all_free()
+
+
+def test_r20_a_lane_that_was_not_at_fault_is_computed_again() -> None:
+    head = Head(stages=1, rows_per_microbatch=8, lanes=2)
+    for name in "ab":
+        head.submit(name, max_tokens=30)
+    head.steps(12)
+    head.send()
+    assert len(head.stages.waiting[0].positions) == 2
+    head.take(head.scheduler.frame_received(head.stages.fail_oldest((0,)), 0))
+    head.run()
+    assert sorted(map(str, head.ends.values())) == ["length", "stage 1: a decode failed"]
+    survivor = next(name for name, end in head.ends.items() if end == "length")
+    assert head.tokens[survivor] == answer((1, 2, 3), 30)
+
+
+def test_a_stage_that_always_blames_others_does_not_keep_a_request_for_ever() -> None:
+    head = Head()
+    head.submit("a")
+    for _ in range(RETRIES + 1):
+        assert not head.ends
+        head.send()
+        head.take(head.scheduler.frame_received(head.stages.fail_oldest((3,)), 0))
+    assert isinstance(head.ends["a"], StageError)
+
+
+def test_r57_no_token_for_too_long_ends_a_request_and_frees_its_lane() -> None:
+    head = Head(token_timeout_s=30)
+    head.submit("a", prompt=range(20), max_tokens=9)
+    head.send()
+    head.now = 20.0
+    head.step()
+    assert head.scheduler.deadline() == pytest.approx(50.0), "a chunk that was answered counts as progress"
+    head.take(head.scheduler.expire(50.0))
+    assert isinstance(head.ends["a"], TimedOut)
+    assert head.scheduler.statistics().lanes_busy == 0
+
+
+def test_a_consumer_that_does_not_read_rests_its_lane_and_no_other() -> None:
+    head = Head(lanes=2)
+    head.submit("slow", max_tokens=500)
+    head.submit("fast", max_tokens=500)
+    while "fast" not in head.ends:
+        head.send()
+        for event in head.scheduler.frame_received(head.stages.answer_oldest(), 0):
+            head.take([event], read=event.id == "fast")
+    head.run()
+    assert len(head.tokens["slow"]) == UNREAD_TOKENS
+    assert head.scheduler.expire(1e9) == [], "that is the client's delay, not ours"
+    assert head.scheduler.taken("slow", 0)
+    head.run()
+    assert len(head.tokens["slow"]) > UNREAD_TOKENS
+
+
+def test_a_lost_pipeline_ends_everyone_and_refuses_the_next() -> None:
+    head = Head(lanes=1)
+    head.submit("runs")
+    head.submit("waits")
+    head.take(head.scheduler.lose(StageLost("stage 1 ended")))
+    assert all(isinstance(end, StageLost) for end in head.ends.values())
+    assert len(head.ends) == 2
+    with pytest.raises(Unavailable):
+        head.submit("late")
+
+
+def test_answers_that_were_not_asked_for_are_the_peers_fault() -> None:
+    other = Fence(Term(2), RunId("11" * 8))
+    rogue = [
+        SampledFrame(other, 1, ()),
+        SampledFrame(FENCE, 2, ()),
+        SampledFrame(FENCE, 1, ()),
+        SampledFrame(FENCE, 1, (LaneSample(0, 1, 5),)),
+        SampledFrame(FENCE, 1, (LaneSample(1, 2, 5),)),
+        SampledFrame(FENCE, 1, (LaneSample(0, 2, VOCABULARY),)),
+    ]
+    for frame in rogue:
+        head = Head()
+        head.submit("a")
+        head.send()
+        assert head.scheduler.frame_received(Heartbeat(FENCE, 1), 0) == []
+        with pytest.raises(PeerError):
+            head.scheduler.frame_received(frame, 0)
+
+
+class Chaos(Head):
+    """One random history of everything that can happen."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        super().__init__(
+            stages=self.random.choice((1, 2, 3)),
+            lanes=self.random.choice((1, 2, 4)),
+            context=self.random.choice((300, 700, 1500)),
+            rows_per_microbatch=self.random.choice((1, 1, 4)),
+            queue_per_lane=1,
+            answer_reserve=16,
+            growth=4,
+        )
+        self.wanted: dict[str, Generation] = {}
+        self.cancelled: set[str] = set()
+        self.refused = 0
+
+    def arrive(self, number: int) -> None:
+        draw = self.random
+        size, most = draw.choice((1, 2, 30, 200)), draw.choice((1, 3, 40, 400))
+        prompt = tuple(draw.randrange(VOCABULARY) for _ in range(size))
+        name = f"r{number}"
+        try:
+            self.submit(name, prompt, most)
+            self.wanted[name] = Generation(name, prompt, most, Sampling())
+        except (Overloaded, PromptTooLong):
+            self.refused += 1
+
+    def leave(self) -> None:
+        living = [name for name in self.wanted if name not in self.ends and name not in self.cancelled]
+        if living:
+            name = self.random.choice(living)
+            self.scheduler.cancel(name, self.now)
+            self.cancelled.add(name)
+
+    def act(self, number: int) -> None:
+        self.now += self.random.choice((0.0, 0.01, 0.3))
+        match self.random.choices(("arrive", "leave", "answer", "fail", "expire"), (3, 1, 40, 0.3, 1))[0]:
+            case "arrive":
+                self.arrive(number)
+            case "leave":
+                self.leave()
+            case "answer" if self.stages.waiting:
+                self.step()
+            case "fail" if self.stages.waiting and self.stages.waiting[0].positions.size:
+                self.take(self.scheduler.frame_received(self.stages.fail_oldest(), self.now))
+            case "expire":
+                self.take(self.scheduler.expire(self.now))
+        self.send()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_r52_r53_random_histories_lose_no_lane_no_cell_and_no_request(seed) -> None:
+    chaos = Chaos(seed)
+    for number in range(900):
+        chaos.act(number)
+        now = chaos.scheduler.statistics()
+        assert now.cells_live <= now.cells_reserved <= now.context
+        assert now.lanes_busy <= now.lanes
+    chaos.run()
+    assert chaos.all_free()
+    assert chaos.stages.lanes == {}
+    assert set(chaos.ends) | chaos.cancelled == set(chaos.wanted), "every request ended"
+    for name, request in chaos.wanted.items():
+        got = chaos.tokens[name]
+        assert got == answer(request.prompt, len(got)), "pauses and failures change no token"
