@@ -60,7 +60,7 @@ class LaneOperation(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
 
 
 class Open(LaneOperation, frozen=True):
-    """Clear the lane and set up its sampler. The next row has position 0, or what a Copy behind this left."""
+    """Set up the lane's sampler and keep only its first `keep` positions; the next row has position `keep`."""
 
     lane: int
     sampling: Sampling
@@ -68,10 +68,13 @@ class Open(LaneOperation, frozen=True):
     """The last ids before the next draw (prompt, and what was generated already) that the penalties see."""
     generated: int = 0
     """How many ids were generated before: the draw of the next one is number `generated`."""
+    keep: int = 0
+    """0: a fresh lane. Otherwise a prefix that a former request (or a Copy in front of this) left there."""
 
 
 class Trim(LaneOperation, frozen=True):
-    """Forget everything at `position` and beyond; the next row of the lane has that position."""
+    """Forget everything at `position` and beyond; the next row of the lane has that position. Samplers are not touched:
+    to take drawn tokens back, Open with `keep`."""
 
     lane: int
     position: int
@@ -322,8 +325,11 @@ def _checked_operations(operations: tuple[AnyOperation, ...]) -> tuple[AnyOperat
     _require(len(operations) <= limits.LANE_OPERATIONS, "too many lane operations")
     for operation in operations:
         match operation:
-            case Open(lane, sampling, window, generated):
-                _require(_is_lane(lane) and 0 <= generated <= _POSITIONS, "an Open out of range")
+            case Open(lane, sampling, window, generated, keep):
+                _require(
+                    _is_lane(lane) and 0 <= min(generated, keep) and max(generated, keep) <= _POSITIONS,
+                    "an Open out of range",
+                )
                 _require(len(window) <= MAX_WINDOW and all(0 <= t <= _POSITIONS for t in window), "a bad window")
                 _require(not sampling.defect(), "impossible sampling parameters")
             case Trim(lane, position):
