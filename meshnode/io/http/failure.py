@@ -37,7 +37,7 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
     code: str | int | None = None
     param: str | None = None
-    extra: dict[str, int] = {}
+    extra: dict[str, int | str] = {}
     headers: dict[str, str] = {}
 
     def body(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def failure_of(error: MeshError) -> Failure:
         case InvalidRequest():
             return Failure(400, "invalid_request_error", str(error), None, error.param)
         case PromptTooLong():
-            sizes = {"n_prompt_tokens": error.prompt_tokens, "n_ctx": error.context_tokens}
+            sizes: dict[str, int | str] = {"n_prompt_tokens": error.prompt_tokens, "n_ctx": error.context_tokens}
             return Failure(400, "exceed_context_size_error", str(error), "context_length_exceeded", extra=sizes)
         case Overloaded():
             wait = {"retry-after": str(RETRY_OVERLOADED_S)}
@@ -87,8 +87,8 @@ def failure_of(error: MeshError) -> Failure:
         case TimedOut():
             return Failure(504, "timeout_error", str(error))
         case ConfigError():
-            message = f"{error} ({error.hint})" if error.hint else str(error)
-            return Failure(400, "invalid_request_error", message)
+            hint: dict[str, int | str] = {"hint": error.hint} if error.hint else {}
+            return Failure(400, "invalid_request_error", str(error), error.kind, extra=hint)
         case _:
             # What failed once in native code or by our own fault fails again: the SDKs need not try twice more.
             return Failure(500, "server_error", str(error), error.kind, headers={"x-should-retry": "false"})

@@ -1,0 +1,122 @@
+"""The tokenizer process: `python -m meshnode.app.tokenizer_main <fd>`.
+
+Holds one model's vocabulary and chat template, answers one request after the other over the inherited socket, and
+ends with its parent. Native code may end it at any time: the parent starts another one.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from meshnode.errors import InvalidRequest, ModelError, StageError
+from meshnode.io.llama.chat_template import ChatTemplate
+from meshnode.io.llama.vocabulary import STACK_BYTES, LoadedVocabulary
+from meshnode.io.stage.tokenizer_protocol import (
+    LENGTH_BYTES,
+    MESSAGE_BYTES,
+    Described,
+    Open,
+    Refused,
+    Render,
+    Rendered,
+    Reply,
+    Request,
+    Shutdown,
+    Tokenize,
+    Tokens,
+    decode_request,
+    encode,
+    fits,
+)
+
+MEMORY_BYTES: Final = 2 * 1024**3 + STACK_BYTES
+"""Address space beyond what loading took: templates that fill memory end here, not in the machine's last page."""
+
+
+class TokenizerProcess:
+    """Requests in, replies out."""
+
+    def __init__(self) -> None:
+        self._vocabulary: LoadedVocabulary | None = None
+        self._template: ChatTemplate | None = None
+
+    def answer(self, request: Request) -> Reply | None:
+        """The reply; None after Shutdown."""
+        try:
+            match request:
+                case Open():
+                    return self._open(Path(request.path))
+                case Tokenize() if self._vocabulary is not None:
+                    special = {"add_special": request.add_special, "parse_special": request.parse_special}
+                    return Tokens(self._vocabulary.tokenize(request.text, **special))
+                case Render() if self._template is not None:
+                    return Rendered(self._template.render(request.conversation))
+                case Shutdown():
+                    return None
+                case _:
+                    return Refused("request", "no vocabulary is open")
+        except ModelError as error:
+            return Refused("model", str(error))
+        except InvalidRequest as error:
+            return Refused("request", str(error))
+        except StageError as error:
+            return Refused(error.reason, str(error))
+
+    def _open(self, path: Path) -> Described:
+        self._vocabulary = LoadedVocabulary(path)
+        described = self._vocabulary.describe()
+        self._template = ChatTemplate(described)
+        _limit_memory()
+        return Described(described)
+
+
+def _limit_memory() -> None:
+    """A limit where the system has one; the parent's deadline holds everywhere."""
+    try:
+        import resource
+
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes; EOFError when the parent is gone."""
+    data = bytearray()
+    while len(data) < size:
+        piece = connection.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def main() -> int:
+    """Serve until Shutdown or until the parent is gone."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    process = TokenizerProcess()
+    try:
+        while True:
+            length = int.from_bytes(_read(connection, LENGTH_BYTES))
+            if length > MESSAGE_BYTES:
+                return 1
+            reply = process.answer(decode_request(_read(connection, length)))
+            if reply is None:
+                return 0
+            encoded = encode(reply)
+            connection.sendall(encoded if fits(encoded) else encode(Refused("request", "the answer is too long")))
+    except (EOFError, OSError):
+        return 0
+    except msgspec.MsgspecError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

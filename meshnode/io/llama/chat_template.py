@@ -1,0 +1,117 @@
+"""Chat templates: Jinja programs from model files, and model files are untrusted.
+
+The sandbox keeps a template from Python's objects; it cannot keep it from looping or from filling memory. So a
+template runs in the tokenizer process, whose memory is limited and which its parent ends when it takes too long.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, Final, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from meshnode.core.serving.text import Conversation, Vocabulary
+from meshnode.errors import InvalidRequest, StageError
+
+PROMPT_CHARACTERS: Final = 8 * 1024 * 1024
+"""Twice what is tokenized: a template that writes more is stopped instead of collected."""
+CHATML: Final = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+"""What llama.cpp uses where a model has no template."""
+
+
+class _Refusal(jinja2.TemplateError):
+    """The template itself refuses the conversation."""
+
+
+class _Generation(Extension):
+    """`{% generation %}`: marks the answer for training; the text in it stays as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """One model's template, compiled once."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = _strftime_now
+        self._bos = vocabulary.written(vocabulary.bos).decode("utf-8", "replace")
+        self._eos = vocabulary.written(vocabulary.eos).decode("utf-8", "replace")
+        self._defect = ""
+        try:
+            self._template = environment.from_string(vocabulary.chat_template or CHATML)
+        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
+            # The model still completes plain prompts; only chats are refused.
+            self._defect = f"the model's chat template does not compile: {type(error).__name__}"
+
+    def render(self, conversation: Conversation) -> str:
+        """The prompt with the beginning of the answer.
+
+        Raises InvalidRequest where the template refuses the conversation or lacks something in it, StageError
+        (`template`) where the template itself is at fault.
+        """
+        if self._defect:
+            raise StageError("template", self._defect)
+        fixed = {
+            "messages": list(conversation.messages),
+            "add_generation_prompt": True,
+            "bos_token": self._bos,
+            "eos_token": self._eos,
+        }
+        given = {"tools": None, "documents": None, **conversation.variables, **fixed}
+        try:
+            return self._collect(given)
+        except _Refusal as error:
+            raise InvalidRequest(f"the model's chat template refuses: {str(error)[:200]}", "messages") from None
+        except jinja2.exceptions.SecurityError:
+            raise StageError("template", "the model's chat template does what templates may not do") from None
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            message = f"the model's chat template cannot render this conversation: {type(error).__name__}"
+            raise InvalidRequest(message, "messages") from None
+        except (MemoryError, RecursionError) as error:
+            raise StageError("template", f"the model's chat template ran into {type(error).__name__}") from None
+
+    def _collect(self, given: dict[str, Any]) -> str:
+        parts: list[str] = []
+        size = 0
+        for part in self._template.generate(**given):
+            size += len(part)
+            if size > PROMPT_CHARACTERS:
+                raise StageError(
+                    "template", f"the model's chat template writes more than {PROMPT_CHARACTERS} characters"
+                )
+            parts.append(part)
+        return "".join(parts)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Jinja's own escapes for HTML, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: object) -> NoReturn:
+    raise _Refusal(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    """Templates that tell the model today's date."""
+    return datetime.now().strftime(form)
