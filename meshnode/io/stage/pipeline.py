@@ -28,6 +28,9 @@ from meshnode.wire.fence import Fence
 HEARTBEAT_S: Final = 0.25
 """NETWORK: a sign of life on an idle activation stream."""
 
+GREETING_S: Final = 5.0
+"""As everywhere before a neighbour is known (NETWORK)."""
+
 _READ_BYTES: Final = 64 * 1024
 """One read: samples of a microbatch are 100 bytes, the largest answer is META_BYTES."""
 
@@ -61,6 +64,7 @@ class HeadPipeline:
         self._to_first, self._from_last = to_first, from_last
         self._silence_s = silence_s
         self._consumers: dict[str, trio.MemorySendChannel[Sampled | MeshError]] = {}
+        self._buffer = bytearray()
         self._outgoing: list[bytes | memoryview] = []
         self._sending = False
         self._wake = trio.Event()
@@ -130,25 +134,36 @@ class HeadPipeline:
     # --- tasks ------------------------------------------------------------------------------------------
 
     async def _greet(self) -> None:
+        """Both ends of a stream say the fence before anything else (docs/protocols/activation.md)."""
         greeting = b"".join(encode(Heartbeat(self._fence)))
-        await self._to_first.send_all(greeting)
-        await self._from_last.send_all(greeting)
+        with trio.move_on_after(GREETING_S) as scope:
+            for stream in (self._to_first, self._from_last):
+                await stream.send_all(greeting)
+            for stream, buffer in ((self._to_first, bytearray()), (self._from_last, self._buffer)):
+                while (frame := _take(buffer)) is None:
+                    await self._receive(stream, buffer)
+                if frame.fence != self._fence or not isinstance(frame, Heartbeat):
+                    raise PeerError("a stage did not greet with this run's fence")
+        if scope.cancelled_caught:
+            raise StageLost("a stage did not greet in time")
         self._heard = self._sent = trio.current_time()
 
+    async def _receive(self, stream: ByteStream, buffer: bytearray) -> None:
+        data = await stream.receive_some(_READ_BYTES)
+        if not data:
+            raise StageLost("a stage closed its stream")
+        buffer += data
+
     async def _read(self) -> None:
-        buffer = bytearray()
         while True:
-            data = await self._from_last.receive_some(_READ_BYTES)
-            if not data:
-                raise StageLost("the last stage closed its stream")
-            buffer += data
-            self._heard = now = trio.current_time()
-            while (frame := _take(buffer)) is not None:
+            while (frame := _take(self._buffer)) is not None:
                 if frame.fence != self._fence:
                     raise PeerError("the last stage sent a frame of another run")
-                self._deliver(self._scheduler.frame_received(frame, now))
+                self._deliver(self._scheduler.frame_received(frame, self._heard))
             self._collect()
             await self._flush()
+            await self._receive(self._from_last, self._buffer)
+            self._heard = trio.current_time()
 
     async def _write(self) -> None:
         while True:
@@ -179,9 +194,8 @@ class HeadPipeline:
                 await self._flush()
 
     async def _watch_first(self) -> None:
-        while await self._to_first.receive_some(_READ_BYTES):
-            pass
-        raise StageLost("stage 0 closed its stream")
+        while True:
+            await self._receive(self._to_first, bytearray())
 
     # --- pieces -----------------------------------------------------------------------------------------
 

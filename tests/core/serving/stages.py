@@ -54,6 +54,8 @@ class Stages:
     def answer_oldest(self) -> SampledFrame | FailedFrame:
         frame = self.waiting.popleft()
         self._operate(frame)
+        if not frame.positions.size:
+            return SampledFrame(FENCE, frame.microbatch, ())
         assert frame.tokens is not None
         if guilty := tuple(self.broken & {int(lane) for lane in frame.lanes}):
             return self._failed(frame, guilty)
