@@ -1,0 +1,24 @@
+"""The command line. Each command imports what it needs when it runs, so that `meshnode version` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and exit with its code."""
+    from meshnode.app.cli.commands import application
+    from meshnode.app.cli.failure import report
+
+    if not os.environ.get("MESHNODE_DEBUG"):
+
+        def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            report(error)
+
+        sys.excepthook = told
+    application(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="meshnode")
+    sys.exit(0)

@@ -1,0 +1,229 @@
+"""Every command and its options. The bodies only translate: options in, exit code out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from meshnode.app.cli.failure import guarded
+
+application = typer.Typer(
+    name="meshnode",
+    help="One private LLM endpoint from a handful of ordinary machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a function as a command whose result is the exit code and whose errors are told, not traced."""
+
+    def register(run: Callable[..., int]) -> Callable[..., int]:
+        @wraps(run)
+        def guarded_run(*arguments: Any, **options: Any) -> NoReturn:
+            raise typer.Exit(guarded(lambda: run(*arguments, **options)))
+
+        group.command(name)(guarded_run)
+        return run
+
+    return register
+
+
+invites_group = typer.Typer(help="List invites, or revoke one.", invoke_without_command=True, rich_markup_mode=None)
+bench_group = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+application.add_typer(invites_group, name="invites")
+application.add_typer(bench_group, name="bench")
+
+Data = Annotated[Path | None, typer.Option(help="Data directory; one per node. Default: the platform's place.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
+Model = Annotated[Path, typer.Argument(help="A GGUF file (of several: the first).", metavar="MODEL")]
+Memory = Annotated[str | None, typer.Option(help="What this node offers, e.g. 6GB. Default: what is free, less 15 %.")]
+Name = Annotated[str | None, typer.Option(help="What other members call this node. Default: the host's name.")]
+Listen = Annotated[str | None, typer.Option(help="Address of the mesh port. Default: all interfaces (mutual TLS).")]
+Port = Annotated[int | None, typer.Option(help="Mesh port, for members. Default: 8420; 0: any free one.")]
+Advertise = Annotated[str | None, typer.Option(help="host:port that others dial, behind port forwarding.")]
+ApiPort = Annotated[int | None, typer.Option(help="Port of the OpenAI endpoint. Default: 8421; 0: any free one.")]
+ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Default: 127.0.0.1.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
+Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. Default: physical cores.")]
+Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
+Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
+KvType = Annotated[str | None, typer.Option(help="KV cache: f32, f16, q8_0 or q4_0. Default: q8_0 where possible.")]
+
+
+@command(application)
+def serve(
+    model: Model,
+    context: Context = None,
+    lanes: Lanes = None,
+    kv_type: KvType = None,
+    memory: Memory = None,
+    name: Name = None,
+    listen: Listen = None,
+    port: Port = None,
+    advertise: Advertise = None,
+    api_host: ApiHost = None,
+    api_port: ApiPort = None,
+    insecure: Insecure = False,
+    threads: Threads = None,
+    data: Data = None,
+) -> int:
+    """Serve MODEL: alone if it fits, otherwise with whoever joins. The first start makes the mesh."""
+    from meshnode.app.cli.nodes import serve as run
+
+    return run(
+        model,
+        {
+            "context": context,
+            "lanes": lanes,
+            "kv_type": kv_type,
+            "memory": memory,
+            "name": name,
+            "listen": listen,
+            "port": port,
+            "advertise": advertise,
+            "api_host": api_host,
+            "api_port": api_port,
+            "insecure": insecure or None,
+            "threads": threads,
+            "data": data,
+        },
+    )
+
+
+@command(application)
+def join(
+    invite: Annotated[str | None, typer.Argument(help="The line of `meshnode invite`; only the first time.")] = None,
+    memory: Memory = None,
+    name: Name = None,
+    listen: Listen = None,
+    port: Port = None,
+    advertise: Advertise = None,
+    api_host: ApiHost = None,
+    api_port: ApiPort = None,
+    insecure: Insecure = False,
+    threads: Threads = None,
+    data: Data = None,
+) -> int:
+    """Lend this machine to a mesh and use its endpoint here. Later starts need no invite."""
+    from meshnode.app.cli.nodes import join as run
+
+    return run(
+        invite,
+        {
+            "memory": memory,
+            "name": name,
+            "listen": listen,
+            "port": port,
+            "advertise": advertise,
+            "api_host": api_host,
+            "api_port": api_port,
+            "insecure": insecure or None,
+            "threads": threads,
+            "data": data,
+        },
+    )
+
+
+@command(application)
+def invite(
+    uses: Annotated[int, typer.Option(help="How many machines it lets in.")] = 1,
+    expires: Annotated[str, typer.Option(help="How long it works: 30m, 24h, 7d.")] = "24h",
+    role: Annotated[str, typer.Option(help="member (lends itself) or client (only asks).")] = "member",
+    data: Data = None,
+    json: Json = False,
+) -> int:
+    """Print one line that lets another machine join the mesh of the node running here."""
+    from meshnode.app.cli.inquiries import invite as run
+
+    return run(uses, expires, role, data, json)
+
+
+@invites_group.callback()
+def invites(context: typer.Context, data: Data = None, json: Json = False) -> None:
+    """List the invites of the node running here, or revoke one."""
+    if context.invoked_subcommand is None:
+        raise typer.Exit(guarded(lambda: list_invites(data, json)))
+
+
+@command(invites_group, "list")
+def list_invites(data: Data = None, json: Json = False) -> int:
+    """List the invites of the node running here and what became of them."""
+    from meshnode.app.cli.inquiries import invites as run
+
+    return run(data, json)
+
+
+@command(invites_group, "revoke")
+def revoke_invite(identity: Annotated[str, typer.Argument(metavar="ID")], data: Data = None) -> int:
+    """Make an invite worthless. Who has joined already stays."""
+    from meshnode.app.cli.inquiries import revoke_invite as run
+
+    return run(identity, data)
+
+
+@command(application)
+def status(data: Data = None, json: Json = False) -> int:
+    """Show the node running here, its members and what they serve."""
+    from meshnode.app.cli.inquiries import status as run
+
+    return run(data, json)
+
+
+@command(application)
+def plan(
+    model: Model,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(help="Plan for imagined machines instead, one --memory each: --memory 8GB --memory 4GB."),
+    ] = None,
+    context: Context = None,
+    lanes: Lanes = None,
+    kv_type: KvType = None,
+    data: Data = None,
+    json: Json = False,
+) -> int:
+    """Show who would run which layers of MODEL, or what is missing. Starts nothing."""
+    from meshnode.app.cli.planning import plan as run
+
+    return run(model, memory or [], {"context": context, "lanes": lanes, "kv_type": kv_type, "data": data}, json)
+
+
+@command(application)
+def verify(
+    model: Model,
+    stages: Annotated[int, typer.Option(min=2, help="How many slices.")] = 2,
+    cuts: Annotated[str | None, typer.Option(help="Where to cut instead, e.g. 4,9.")] = None,
+    json: Json = False,
+) -> int:
+    """Run MODEL whole and in slices, here, and compare what comes out. Exit code 1 when it differs."""
+    from meshnode.app.cli.measuring import verify as run
+
+    return run(model, stages, cuts, json)
+
+
+@command(application)
+def demo(
+    leave: Annotated[
+        bool, typer.Option("--exit", help="End after the answer; exit code 0 only if it is right.")
+    ] = False,
+) -> int:
+    """Three nodes on this machine, the embedded model split over them, one question."""
+    from meshnode.app.demo import run_demo
+
+    return run_demo(stay=not leave)
+
+
+@command(application)
+def version() -> int:
+    """Print the version."""
+    from meshnode import __version__
+
+    typer.echo(f"meshnode {__version__}")
+    return 0

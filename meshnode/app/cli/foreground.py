@@ -1,0 +1,72 @@
+"""`serve` and `join`: the node itself, in this terminal, with a view of what a person waits for.
+
+The node runs in the main thread under trio; the view is a thread that asks the node's own `/api/status`, as any other
+program could. Ctrl-C drains; a second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from meshnode.app.cli.failure import INTERRUPTED
+from meshnode.app.cli.view import View
+from meshnode.app.config import Settings
+
+# The promise is 5 s in all; what is left covers the processes' own end.
+DRAIN_S = 4.5
+
+RunNode = Callable[[Settings, trio.Event], Awaitable[None]]
+
+
+def run_in_foreground(settings: Settings, run: RunNode) -> int:
+    """Run a node until it ends or is interrupted; returns the exit code."""
+    view = View(settings)
+    logging.basicConfig(
+        level=logging.DEBUG if os.environ.get("MESHNODE_DEBUG") else logging.WARNING,
+        handlers=[view.log_handler()],
+        format="%(message)s",
+    )
+    if settings.insecure:
+        logging.getLogger("meshnode").warning(
+            "--insecure: whoever reaches %s:%d may use the endpoint, and prompts cross the network unencrypted",
+            settings.api_host,
+            settings.api_port,
+        )
+    with view:
+        trio.run(_until_interrupted, settings, run, view)
+    return INTERRUPTED if view.interrupted else 0
+
+
+async def _until_interrupted(settings: Settings, run: RunNode, view: View) -> None:
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_watch_signals, stop, nursery.cancel_scope, view)
+        await run(settings, stop)
+        nursery.cancel_scope.cancel()
+
+
+async def _watch_signals(
+    stop: trio.Event,
+    scope: trio.CancelScope,
+    view: View,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            if stop.is_set():
+                # The person means it: no draining, stages see the closed socket pair and end by themselves.
+                view.close()
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
+            view.interrupted = number == signal.SIGINT
+            view.draining()
+            stop.set()
+            # Whatever does not drain in time is cancelled, so that leaving never hangs.
+            scope.deadline = trio.current_time() + DRAIN_S

@@ -1,0 +1,39 @@
+"""`verify` and `bench`: run a model here and tell what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from meshnode.app.cli.inquiries import write_json
+from meshnode.app.verify import verify_model
+from meshnode.errors import ConfigError
+
+
+def parse_cuts(text: str | None) -> tuple[int, ...] | None:
+    """Layer numbers of "4,9", ascending. Raises ConfigError."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise ConfigError(f"--cuts {text!r} is not a list of layers", hint="write for instance --cuts 4,9")
+    cuts = tuple(int(part) for part in parts)
+    if 0 in cuts or list(cuts) != sorted(set(cuts)):
+        raise ConfigError(f"--cuts {text!r} does not ascend from at least 1", hint="write for instance --cuts 4,9")
+    return cuts
+
+
+def verify(model: Path, stages: int, cuts: str | None, as_json: bool) -> int:
+    """Compare whole and split; 0 only when they agree exactly."""
+    report = verify_model(model.expanduser().absolute(), stages, parse_cuts(cuts))
+    if as_json:
+        write_json(report)
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{model.name}: {report.verdict}", markup=False, style="green" if report.exact else "red")
+        if report.reason:
+            console.print(f"  {report.reason}", markup=False)
+        if report.cuts:
+            console.print(f"  cut at {', '.join(map(str, report.cuts))}; largest difference {report.max_abs_diff:g}")
+    return 0 if report.exact else 1

@@ -1,0 +1,88 @@
+"""What changed between two snapshots of a node, as lines for a log: pure, so that tests read it like a transcript."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+
+from meshnode.app.cli.tables import SHORT_ID, progress_words, size
+from meshnode.core.node.status import DeploymentStatus, NodeStatus, StageStatus
+
+# A line per tenth: a log of an hour's fetch stays readable.
+PROGRESS_STEPS = 10
+
+
+def changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
+    """Lines that tell how `now` differs from `before` (None: nothing was told yet)."""
+    if before is None:
+        yield f"node {now.name} ({now.node[:SHORT_ID]}) of mesh {now.mesh[:SHORT_ID]}, offers {size(now.memory_usable)}"
+        yield f"members at {', '.join(now.mesh_addresses) or '-'}, endpoint {now.api_url}/v1"
+    yield from _peer_changes(before, now)
+    old = {deployment.deployment: deployment for deployment in before.deployments} if before else {}
+    for deployment in now.deployments:
+        yield from _deployment_changes(old.get(deployment.deployment), deployment, now)
+
+
+def _peer_changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
+    old = {peer.node: peer.state for peer in before.peers} if before else {}
+    for peer in now.peers:
+        if old.get(peer.node) != peer.state:
+            why = f": {peer.error}" if peer.error and peer.state != "linked" else ""
+            yield f"member {peer.name} ({peer.node[:SHORT_ID]}) {peer.state}{why}"
+
+
+def _deployment_changes(before: DeploymentStatus | None, now: DeploymentStatus, node: NodeStatus) -> Iterator[str]:
+    if before is None or (before.state, before.note) != (now.state, now.note):
+        yield f"{now.model}: {now.state}" + (f": {now.note}" if now.note else "")
+    if now.stages and (before is None or before.run != now.run or not before.stages):
+        yield f"{now.model}: context {now.context}, {now.lanes} lanes, KV {now.kv_type}, {len(now.stages)} stage(s)"
+        for stage in now.stages:
+            yield f"  stage {stage.stage} on {stage.name}: layers {stage.first}-{stage.last - 1}"
+    old = {stage.stage: stage for stage in before.stages} if before and before.run == now.run else {}
+    for stage in now.stages:
+        yield from _stage_changes(old.get(stage.stage), stage)
+    if now.state == "serving" and (before is None or before.state != "serving"):
+        yield ready_line(node, now)
+
+
+def _stage_changes(before: StageStatus | None, now: StageStatus) -> Iterator[str]:
+    if before is not None and before.state == now.state and tenth(before) == tenth(now):
+        return
+    yield f"  stage {now.stage} on {now.name}: {now.state} {progress_words(now)}".rstrip()
+
+
+def tenth(stage: StageStatus) -> int:
+    """How many tenths of its work in this state a stage has done."""
+    return PROGRESS_STEPS * stage.done // stage.total if stage.total > 0 else 0
+
+
+def ready_line(node: NodeStatus, deployment: DeploymentStatus) -> str:
+    """What a person was waiting for."""
+    return f"ready: {node.api_url}/v1 serves {deployment.model}"
+
+
+def curl_line(api_url: str, model: str, question: str = "Hello") -> str:
+    """A command that asks the endpoint something, ready to paste."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}]}
+    quoted = shlex.quote(json.dumps(body))
+    return f"curl -s {api_url}/v1/chat/completions -H 'Content-Type: application/json' -d {quoted}"
+
+
+def standing(process_alive: bool, status: NodeStatus | None) -> str:
+    """Why nothing is served yet, in one line: the process is dead, it loads (and how far), or it is unhealthy (R60)."""
+    if not process_alive:
+        return "the node's process has ended"
+    if status is None:
+        return "the node's process is alive, its endpoint does not answer"
+    if not status.deployments:
+        return "the node is alive and has nothing to serve"
+    told = []
+    for deployment in status.deployments:
+        if deployment.state == "failed":
+            told.append(f"{deployment.model}: alive but unhealthy: {deployment.note or 'the run failed'}")
+            continue
+        stages = [f"stage {stage.stage} {stage.state} {progress_words(stage)}".rstrip() for stage in deployment.stages]
+        detail = "; ".join(filter(None, [deployment.note, *stages]))
+        told.append(f"{deployment.model}: alive and {deployment.state}" + (f" ({detail})" if detail else ""))
+    return "; ".join(told)

@@ -1,0 +1,39 @@
+"""`serve` and `join`: what a person started the node for, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from meshnode.app.cli.foreground import run_in_foreground
+from meshnode.app.config import Settings
+from meshnode.app.intent import Intent, Join, Resume, Serve
+from meshnode.errors import ConfigError
+
+
+def serve(model: Path, flags: Mapping[str, object]) -> int:
+    """Run a node that serves `model`."""
+    path = model.expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"there is no model file {path}", hint="give the path of a GGUF file; of several, the first")
+    return _run(Serve(path), flags)
+
+
+def join(invite: str | None, flags: Mapping[str, object]) -> int:
+    """Run a node that is, or becomes by `invite`, a member."""
+    return _run(Join(invite) if invite is not None else Resume(), flags)
+
+
+def _run(intent: Intent, flags: Mapping[str, object]) -> int:
+    settings = Settings.load(flags, os.environ)
+    return run_in_foreground(settings, partial(_node, intent))
+
+
+async def _node(intent: Intent, settings: Settings, stop: trio.Event) -> None:
+    from meshnode.app.node import run_node
+
+    await run_node(settings, intent, stop)

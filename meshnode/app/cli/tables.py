@@ -1,0 +1,177 @@
+"""What people see of the things that programs get with `--json`. Sizes are decimal: GB are 10^9 bytes everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from meshnode.app.admin import InviteListing
+from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
+from meshnode.core.planning.plan import Plan
+
+# Enough to tell nodes apart on a screen; nothing is ever compared by it.
+SHORT_ID = 8
+
+
+def size(count: int) -> str:
+    """ "6.00 GB", "512 MB", "20 KB": three figures are what a person compares."""
+    for unit, bytes_each in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= bytes_each:
+            value = count / bytes_each
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{count} B"
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "12 min", "3.5 h", "2 d" """
+    for unit, each, below in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172800)):
+        if abs(seconds) < below:
+            return f"{seconds / each:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def _grid(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+    return table
+
+
+def status_view(status: NodeStatus) -> RenderableType:
+    """A node, its mesh, what it serves."""
+    parts: list[RenderableType] = [_heading(status), Text(), peers_table(status)]
+    for deployment in status.deployments:
+        parts += [Text(), deployment_view(deployment)]
+    if not status.deployments:
+        parts += [Text(), Text("nothing is served: `meshnode serve MODEL.gguf` on any node of the mesh", style="dim")]
+    return Group(*parts)
+
+
+def _heading(status: NodeStatus) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("[bold]node[/]", f"{escape(status.name)} ({status.node[:SHORT_ID]}), {status.role}")
+    grid.add_row("[bold]mesh[/]", f"{status.mesh[:SHORT_ID]}" + (", this node issues invites" if status.issuer else ""))
+    grid.add_row("[bold]members at[/]", escape(", ".join(status.mesh_addresses) or "-"))
+    grid.add_row("[bold]endpoint[/]", escape(f"{status.api_url}/v1"))
+    grid.add_row("[bold]offers[/]", size(status.memory_usable))
+    grid.add_row("[bold]up[/]", duration(status.uptime_s))
+    return grid
+
+
+def peers_table(status: NodeStatus) -> RenderableType:
+    """This node and every other member it knows."""
+    table = _grid("MEMBER", "ID", "STATE", "OFFERS", "RTT", "SEEN", "ADDRESS", right=("OFFERS", "RTT", "SEEN"))
+    own = PeerStatus(status.node, status.name, "this node", status.mesh_addresses, status.memory_usable)
+    for peer in (own, *status.peers):
+        table.add_row(
+            escape(peer.name),
+            peer.node[:SHORT_ID],
+            _state(peer.state),
+            size(peer.memory_usable) if peer.memory_usable else "-",
+            f"{peer.rtt_ms:.1f} ms" if peer.rtt_ms is not None else "-",
+            "-" if peer is own else duration(peer.age_s),
+            escape(peer.error or ", ".join(peer.addresses[:2])),
+        )
+    return table
+
+
+def deployment_view(deployment: DeploymentStatus) -> RenderableType:
+    """One model: who holds which layers, and how far it is."""
+    head = Text.assemble((deployment.model, "bold"), "  ", _state_text(deployment.state))
+    if deployment.context:
+        head.append(f"  context {deployment.context}, {deployment.lanes} lanes, KV {deployment.kv_type}", style="dim")
+    parts: list[RenderableType] = [head]
+    if deployment.stages:
+        table = _grid("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "STATE", right=("STAGE", "WEIGHTS", "KV"))
+        for stage in deployment.stages:
+            table.add_row(
+                str(stage.stage),
+                escape(stage.name),
+                f"{stage.first}-{stage.last - 1}",
+                size(stage.weight_bytes),
+                size(stage.kv_bytes),
+                Text.assemble(_state_text(stage.state), " ", progress_words(stage)),
+            )
+        parts.append(table)
+    if deployment.note:
+        parts.append(Text(deployment.note, style="yellow"))
+    return Group(*parts)
+
+
+def progress_words(stage: StageStatus) -> str:
+    """How far a stage is with fetching (bytes) or loading (parts per thousand); empty when there is nothing to tell."""
+    if stage.state not in {"fetching", "loading"} or stage.total <= 0:
+        return ""
+    percent = f"{min(100, 100 * stage.done // stage.total)} %"
+    return f"{percent} of {size(stage.total)}" if stage.state == "fetching" else percent
+
+
+_STYLES = {
+    "linked": "green",
+    "serving": "green",
+    "ready": "green",
+    "connected": "green",
+    "open": "green",
+    "this node": "cyan",
+    "failed": "red",
+    "lost": "red",
+    "locked": "red",
+    "revoked": "red",
+    "left": "dim",
+    "used": "dim",
+    "expired": "dim",
+}
+
+
+def _state_text(state: str) -> Text:
+    return Text(state, style=_STYLES.get(state, "yellow"))
+
+
+def _state(state: str) -> str:
+    return f"[{_STYLES.get(state, 'yellow')}]{escape(state)}[/]"
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """A plan, stage by stage."""
+    table = _grid(
+        "STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "ENDS", "RESERVE", "TOTAL", "OF",
+        right=("STAGE", "WEIGHTS", "KV", "ENDS", "RESERVE", "TOTAL", "OF"),
+    )  # fmt: skip
+    for number, stage in enumerate(plan.stages):
+        table.add_row(
+            str(number),
+            escape(stage.name),
+            f"{stage.first}-{stage.last - 1}",
+            size(stage.weight_bytes),
+            size(stage.kv_bytes + stage.state_bytes),
+            size(stage.embedding_bytes + stage.output_bytes),
+            size(stage.reserve_bytes),
+            size(stage.total_bytes),
+            size(stage.usable_bytes),
+        )
+    head = Text.assemble(
+        (plan.model, "bold"),
+        f"  {len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}, context {plan.context}",
+        f", {plan.lanes} lanes, KV {plan.kv_type}",
+    )
+    return Group(head, table)
+
+
+def invites_table(invites: Iterable[InviteListing], now: datetime) -> RenderableType:
+    """Invites and what became of them."""
+    table = _grid("INVITE", "ROLE", "STATE", "USED", "EXPIRES", right=("USED",))
+    for invite in invites:
+        left = (invite.expires_at.astimezone(UTC) - now).total_seconds()
+        table.add_row(
+            invite.id,
+            invite.role,
+            _state(invite.state),
+            f"{invite.used}/{invite.uses}",
+            f"in {duration(left)}" if left > 0 else f"{duration(-left)} ago",
+        )
+    return table

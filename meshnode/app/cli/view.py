@@ -1,0 +1,145 @@
+"""What a person sees of a node in the foreground: a live picture in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from meshnode.app.admin import InviteRequest
+from meshnode.app.cli.control import Control, running_node
+from meshnode.app.cli.narration import changes, curl_line, ready_line, standing
+from meshnode.app.cli.tables import progress_words, status_view
+from meshnode.app.config import Settings
+from meshnode.core.node.status import NodeStatus
+from meshnode.errors import MeshError
+
+# Fast enough for a progress bar, slow enough to cost nothing.
+REFRESH_S = 0.5
+INVITE_LIFE_S = 24 * 3600
+
+
+class View:
+    """Shows one node of this process from entering the context to leaving it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.interrupted = False
+        self._settings = settings
+        self._console = Console(stderr=False, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
+        self._shown: NodeStatus | None = None
+        self._announced: set[str] = set()
+        self._silent_since = time.monotonic()
+
+    def __enter__(self) -> View:
+        if self._console.is_terminal:
+            self._live = Live(Text("starting"), console=self._console, auto_refresh=False, vertical_overflow="visible")
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; the last picture stays."""
+        self._ended.set()
+        if self._live is not None:
+            self._live.stop()
+
+    def draining(self) -> None:
+        """Tell that the first Ctrl-C was heard."""
+        self._say("leaving: running answers end, members are told (again Ctrl-C: at once)")
+
+    def log_handler(self) -> logging.Handler:
+        """Where log lines go, so that they do not tear the picture."""
+        if self._console.is_terminal:
+            return RichHandler(console=self._console, show_path=False)
+        return logging.StreamHandler(sys.stderr)
+
+    def _watch(self) -> None:
+        control: Control | None = None
+        while not self._ended.wait(REFRESH_S):
+            try:
+                control = control or self._connect()
+                if control is not None:
+                    self._show(control, control.status())
+            except MeshError:
+                # Starting or leaving; the node's own error, if there is one, is told by whoever runs it.
+                control = None
+        if control is not None:
+            control.close()
+
+    def _connect(self) -> Control | None:
+        node = running_node(self._settings.data)
+        return Control.of(self._settings.data) if node is not None and node.pid == os.getpid() else None
+
+    def _show(self, control: Control, status: NodeStatus) -> None:
+        if self._live is None:
+            self._narrate(status)
+            return
+        if self._shown is None and status.issuer:
+            issued = control.invite(InviteRequest(expires_s=INVITE_LIFE_S))
+            self._say("on another machine (for one machine, within a day):\n\n  meshnode join " + issued.invite + "\n")
+        for deployment in status.deployments:
+            if deployment.state == "serving" and deployment.run not in self._announced:
+                self._announced.add(deployment.run)
+                self._say(f"{ready_line(status, deployment)}\n\n  {curl_line(status.api_url, deployment.model)}\n")
+        self._shown = status
+        self._live.update(picture(status), refresh=True)
+
+    def _narrate(self, status: NodeStatus) -> None:
+        lines = list(changes(self._shown, status))
+        if self._shown is None and status.issuer:
+            # The line itself is a secret, and what is printed here often ends in a log file.
+            lines.append("more machines: `meshnode invite` here, then `meshnode join INVITE` there")
+        now = time.monotonic()
+        serving = status.deployments and all(one.state == "serving" for one in status.deployments)
+        if lines:
+            self._silent_since = now
+        elif not serving and status.deployments and now - self._silent_since > self._settings.start_wait_s:
+            self._silent_since = now
+            lines.append(f"no progress for {self._settings.start_wait_s} s: {standing(True, status)}")
+        self._shown = status
+        for line in lines:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        # Soft wrapping: what is meant to be pasted stays one line, however narrow the terminal is.
+        self._console.print(line, markup=False)
+
+
+def picture(status: NodeStatus) -> RenderableType:
+    """The part of the terminal that changes in place."""
+    bars = _bars(status)
+    return Group(status_view(status), *([Text(), bars] if bars else []))
+
+
+def _bars(status: NodeStatus) -> RenderableType | None:
+    moving = [
+        (deployment.model, stage)
+        for deployment in status.deployments
+        for stage in deployment.stages
+        if progress_words(stage)
+    ]
+    if not moving:
+        return None
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    for model, stage in moving:
+        bars.add_task(
+            f"{model} stage {stage.stage} {stage.state} on {stage.name}", total=stage.total, completed=stage.done
+        )
+    return bars

@@ -1,0 +1,110 @@
+"""What people see: everything that matters is in it, and nothing from a peer is taken for markup."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from meshnode.app.admin import InviteListing
+from meshnode.app.cli.tables import duration, invites_table, plan_view, size, status_view
+from meshnode.core.planning import (
+    Demand,
+    DeploymentId,
+    Inventory,
+    LayerFootprint,
+    ModelFootprint,
+    NodeInventory,
+    Plan,
+    make_plan,
+)
+from meshnode.identity.ids import NodeId
+from tests.app.cli.statuses import DEPLOYMENT, PEER, node
+
+
+def drawn(view: RenderableType) -> str:
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (20_000, "20.0 KB"),
+        (512_000_000, "512 MB"),
+        (6_000_000_000, "6.00 GB"),
+        (10**13, "10.0 TB"),
+    ],
+)
+def test_sizes_are_decimal_with_three_figures(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (720, "12 min"), (3 * 3600, "3 h"), (3 * 86400, "3 d")])
+def test_durations_have_one_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_status_shows_members_stages_and_progress() -> None:
+    lost = msgspec.structs.replace(PEER, name="cellar", state="lost", error="connection refused")
+    text = drawn(status_view(node(DEPLOYMENT, peers=(PEER, lost))))
+    for part in ("desk", "attic", "0.4 ms", "connection refused", "http://127.0.0.1:8421/v1", "6-11", "fetching 0 %"):
+        assert part in text
+
+
+def test_an_empty_mesh_says_what_to_do_next() -> None:
+    assert "meshnode serve" in drawn(status_view(node()))
+
+
+def test_a_name_from_a_peer_is_never_markup() -> None:
+    hostile = msgspec.structs.replace(PEER, name="[red]x[/nonsense]", error="[/]")
+    assert "[red]x[/nonsense]" in drawn(status_view(node(peers=(hostile,))))
+
+
+def a_plan() -> Plan:
+    footprint = ModelFootprint(
+        manifest_digest="0" * 64,
+        name="tiny",
+        architecture="llama",
+        width=64,
+        vocabulary=100,
+        context_trained=2048,
+        layers=tuple(LayerFootprint(weight_bytes=10**8, kv_values=64) for _ in range(4)),
+        embedding_bytes=10**6,
+        output_bytes=10**6,
+        boundaries=(1, 2, 3),
+    )
+    nodes = tuple(NodeInventory(node=NodeId(name), name=name, usable_bytes=4 * 10**8) for name in ("desk", "attic"))
+    demand = Demand(
+        deployment=DeploymentId("d"), version=1, author=nodes[0].node, manifest_digest="0" * 64, model="tiny"
+    )
+    made = make_plan(demand, footprint, Inventory(nodes=nodes))
+    assert isinstance(made, Plan)
+    return made
+
+
+def test_a_plan_shows_every_stage_with_its_layers_and_its_room() -> None:
+    plan = a_plan()
+    text = drawn(plan_view(plan))
+    assert "2 stages" in text
+    for stage in plan.stages:
+        assert f"{stage.first}-{stage.last - 1}" in text
+        assert size(stage.total_bytes) in text
+
+
+def test_invites_show_what_became_of_them() -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    listed = [
+        InviteListing("i1", "member", "open", 2, 1, now + timedelta(hours=3)),
+        InviteListing("i2", "client", "expired", 1, 0, now - timedelta(days=3)),
+    ]
+    text = drawn(invites_table(listed, now))
+    assert "in 3 h" in text
+    assert "3 d ago" in text
+    assert "1/2" in text
