@@ -24,7 +24,7 @@ DRAIN_S = 4.5
 RunNode = Callable[[Settings, trio.Event], Awaitable[None]]
 
 
-def run_in_foreground(settings: Settings, run: RunNode) -> int:
+def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | None = None) -> int:
     """Run a node until it ends or is interrupted; returns the exit code."""
     view = View(settings)
     logging.basicConfig(
@@ -39,7 +39,7 @@ def run_in_foreground(settings: Settings, run: RunNode) -> int:
             settings.api_port,
         )
     with view:
-        trio.run(_until_interrupted, settings, run, view)
+        trio.run(_until_interrupted, settings, run, view, clock=clock)
     return INTERRUPTED if view.interrupted else 0
 
 

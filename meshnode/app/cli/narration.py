@@ -13,6 +13,29 @@ from meshnode.core.node.status import DeploymentStatus, NodeStatus, StageStatus
 PROGRESS_STEPS = 10
 
 
+class Narrator:
+    """Tells a node's story to a log, and breaks a long silence before the model is served (R60). Times: seconds."""
+
+    def __init__(self, patience_s: float, now: float) -> None:
+        self._patience_s = patience_s
+        self._silent_since = now
+        self._told: NodeStatus | None = None
+
+    def hear(self, status: NodeStatus, now: float) -> list[str]:
+        """The lines to print after this snapshot, taken at `now`."""
+        lines = list(changes(self._told, status))
+        if self._told is None and status.issuer:
+            # An invite is a secret, and what is printed here often ends in a log file: the command, not the line.
+            lines.append("more machines: `meshnode invite` here, then the line that it prints there")
+        waiting = [deployment for deployment in status.deployments if deployment.state != "serving"]
+        if not lines and waiting and now - self._silent_since > self._patience_s:
+            lines.append(f"no progress for {self._patience_s:.0f} s: {standing(True, status)}")
+        if lines:
+            self._silent_since = now
+        self._told = status
+        return lines
+
+
 def changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
     """Lines that tell how `now` differs from `before` (None: nothing was told yet)."""
     if before is None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from meshnode.app.admin import InviteRequest
 from meshnode.app.cli.control import Control, running_node
-from meshnode.app.cli.narration import changes, curl_line, ready_line, standing
+from meshnode.app.cli.narration import Narrator, curl_line, ready_line
 from meshnode.app.cli.tables import progress_words, status_view
 from meshnode.app.config import Settings
 from meshnode.core.node.status import NodeStatus
@@ -40,7 +40,7 @@ class View:
         self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
         self._shown: NodeStatus | None = None
         self._announced: set[str] = set()
-        self._silent_since = time.monotonic()
+        self._narrator = Narrator(settings.start_wait_s, time.monotonic())
 
     def __enter__(self) -> View:
         if self._console.is_terminal:
@@ -89,7 +89,8 @@ class View:
 
     def _show(self, control: Control, status: NodeStatus) -> None:
         if self._live is None:
-            self._narrate(status)
+            for line in self._narrator.hear(status, time.monotonic()):
+                self._say(line)
             return
         if self._shown is None and status.issuer:
             issued = control.invite(InviteRequest(expires_s=INVITE_LIFE_S))
@@ -100,22 +101,6 @@ class View:
                 self._say(f"{ready_line(status, deployment)}\n\n  {curl_line(status.api_url, deployment.model)}\n")
         self._shown = status
         self._live.update(picture(status), refresh=True)
-
-    def _narrate(self, status: NodeStatus) -> None:
-        lines = list(changes(self._shown, status))
-        if self._shown is None and status.issuer:
-            # The line itself is a secret, and what is printed here often ends in a log file.
-            lines.append("more machines: `meshnode invite` here, then `meshnode join INVITE` there")
-        now = time.monotonic()
-        serving = status.deployments and all(one.state == "serving" for one in status.deployments)
-        if lines:
-            self._silent_since = now
-        elif not serving and status.deployments and now - self._silent_since > self._settings.start_wait_s:
-            self._silent_since = now
-            lines.append(f"no progress for {self._settings.start_wait_s} s: {standing(True, status)}")
-        self._shown = status
-        for line in lines:
-            self._say(line)
 
     def _say(self, line: str) -> None:
         # Soft wrapping: what is meant to be pasted stays one line, however narrow the terminal is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from meshnode.app.cli.narration import changes, curl_line, standing
+from meshnode.app.cli.narration import Narrator, changes, curl_line, standing
 from tests.app.cli.statuses import DEPLOYMENT, PEER, node, with_stage
 
 replace = msgspec.structs.replace
@@ -82,3 +82,22 @@ def test_the_curl_line_is_one_json_request() -> None:
 )
 def test_r60_dead_loading_and_unhealthy_are_told_apart(alive: bool, status: object, words: str) -> None:
     assert standing(alive, status) == words  # type: ignore[arg-type] # parametrized
+
+
+def test_r60_a_long_silence_is_broken_once_in_a_while_until_the_model_is_served() -> None:
+    narrator = Narrator(patience_s=60, now=0.0)
+    loading = node(DEPLOYMENT)
+    assert narrator.hear(loading, 1.0)
+    assert narrator.hear(loading, 61.0) == []
+    told = narrator.hear(loading, 62.0)
+    assert told == ["no progress for 60 s: tiny: alive and preparing (stage 0 ready; stage 1 fetching 0 % of 1.00 GB)"]
+    assert narrator.hear(loading, 121.0) == []
+    serving = node(replace(DEPLOYMENT, state="serving"))
+    assert narrator.hear(serving, 122.0)
+    assert narrator.hear(serving, 1000.0) == []
+
+
+def test_no_invite_is_written_to_a_log() -> None:
+    lines = Narrator(60, 0.0).hear(node(), 0.0)
+    assert "`meshnode invite`" in lines[-1]
+    assert Narrator(60, 0.0).hear(replace(node(), issuer=False), 0.0) == lines[:-1]
