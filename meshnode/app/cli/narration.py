@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 
-from meshnode.app.cli.tables import SHORT_ID, progress_words, size
+from meshnode.app.cli.tables import SHORT_ID, progress_words, share, size
 from meshnode.core.node.status import DeploymentStatus, NodeStatus, StageStatus
 
 # A line per tenth: a log of an hour's fetch stays readable.
@@ -42,6 +42,7 @@ def changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
         yield f"node {now.name} ({now.node[:SHORT_ID]}) of mesh {now.mesh[:SHORT_ID]}, offers {size(now.memory_usable)}"
         yield f"members at {', '.join(now.mesh_addresses) or '-'}, endpoint {now.api_url}/v1"
     yield from _peer_changes(before, now)
+    yield from _opening_changes(before, now)
     old = {deployment.deployment: deployment for deployment in before.deployments} if before else {}
     for deployment in now.deployments:
         yield from _deployment_changes(old.get(deployment.deployment), deployment, now)
@@ -53,6 +54,13 @@ def _peer_changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
         if old.get(peer.node) != peer.state:
             why = f": {peer.error}" if peer.error and peer.state != "linked" else ""
             yield f"member {peer.name} ({peer.node[:SHORT_ID]}) {peer.state}{why}"
+
+
+def _opening_changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
+    old = before.opening if before else {}
+    for model, (done, total) in now.opening.items():
+        if model not in old or _tenth(*old[model]) != _tenth(done, total):
+            yield f"{model}: reading the file, {share(done, total)}"
 
 
 def _deployment_changes(before: DeploymentStatus | None, now: DeploymentStatus, node: NodeStatus) -> Iterator[str]:
@@ -70,14 +78,12 @@ def _deployment_changes(before: DeploymentStatus | None, now: DeploymentStatus, 
 
 
 def _stage_changes(before: StageStatus | None, now: StageStatus) -> Iterator[str]:
-    if before is not None and before.state == now.state and tenth(before) == tenth(now):
-        return
-    yield f"  stage {now.stage} on {now.name}: {now.state} {progress_words(now)}".rstrip()
+    if before is None or before.state != now.state or _tenth(before.done, before.total) != _tenth(now.done, now.total):
+        yield f"  stage {now.stage} on {now.name}: {now.state} {progress_words(now)}".rstrip()
 
 
-def tenth(stage: StageStatus) -> int:
-    """How many tenths of its work in this state a stage has done."""
-    return PROGRESS_STEPS * stage.done // stage.total if stage.total > 0 else 0
+def _tenth(done: int, total: int) -> int:
+    return PROGRESS_STEPS * done // total if total > 0 else 0
 
 
 def ready_line(node: NodeStatus, deployment: DeploymentStatus) -> str:
@@ -98,9 +104,9 @@ def standing(process_alive: bool, status: NodeStatus | None) -> str:
         return "the node's process has ended"
     if status is None:
         return "the node's process is alive, its endpoint does not answer"
-    if not status.deployments:
+    told = [f"{model}: alive and reading the file ({share(*part)})" for model, part in status.opening.items()]
+    if not status.deployments and not told:
         return "the node is alive and has nothing to serve"
-    told = []
     for deployment in status.deployments:
         if deployment.state == "failed":
             told.append(f"{deployment.model}: alive but unhealthy: {deployment.note or 'the run failed'}")

@@ -47,7 +47,8 @@ def status_view(status: NodeStatus) -> RenderableType:
     parts: list[RenderableType] = [_heading(status), Text(), peers_table(status)]
     for deployment in status.deployments:
         parts += [Text(), deployment_view(deployment)]
-    if not status.deployments:
+    parts += [Text(f"{model}: reading the file, {share(*part)}") for model, part in status.opening.items()]
+    if not status.deployments and not status.opening:
         parts += [Text(), Text("nothing is served: `meshnode serve MODEL.gguf` on any node of the mesh", style="dim")]
     return Group(*parts)
 
@@ -107,8 +108,17 @@ def progress_words(stage: StageStatus) -> str:
     """How far a stage is with fetching (bytes) or loading (parts per thousand); empty when there is nothing to tell."""
     if stage.state not in {"fetching", "loading"} or stage.total <= 0:
         return ""
-    percent = f"{min(100, 100 * stage.done // stage.total)} %"
-    return f"{percent} of {size(stage.total)}" if stage.state == "fetching" else percent
+    return share(stage.done, stage.total) if stage.state == "fetching" else percent(stage.done, stage.total)
+
+
+def percent(done: int, total: int) -> str:
+    """ "40 %", never above 100."""
+    return f"{min(100, 100 * done // total) if total > 0 else 0} %"
+
+
+def share(done: int, total: int) -> str:
+    """ "40 % of 1.20 GB" """
+    return f"{percent(done, total)} of {size(total)}"
 
 
 _STYLES = {

@@ -115,16 +115,15 @@ def picture(status: NodeStatus) -> RenderableType:
 
 def _bars(status: NodeStatus) -> RenderableType | None:
     moving = [
-        (deployment.model, stage)
+        (f"{deployment.model} stage {stage.stage} {stage.state} on {stage.name}", stage.done, stage.total)
         for deployment in status.deployments
         for stage in deployment.stages
         if progress_words(stage)
     ]
+    moving += [(f"{model} reading the file", *part) for model, part in status.opening.items()]
     if not moving:
         return None
     bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    for model, stage in moving:
-        bars.add_task(
-            f"{model} stage {stage.stage} {stage.state} on {stage.name}", total=stage.total, completed=stage.done
-        )
+    for what, done, total in moving:
+        bars.add_task(what, total=total, completed=done)
     return bars

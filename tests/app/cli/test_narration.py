@@ -49,6 +49,14 @@ def test_a_plan_is_told_once_and_then_progress_by_tenths() -> None:
     assert list(changes(node(more), node(loading))) == ["  stage 1 on attic: loading 25 %"]
 
 
+def test_reading_a_model_file_is_told_by_tenths() -> None:
+    early, soon, later = (replace(node(), opening={"tiny": (done, 10**10)}) for done in (0, 10**8, 35 * 10**8))
+    assert list(changes(node(), early)) == ["tiny: reading the file, 0 % of 10.0 GB"]
+    assert list(changes(early, soon)) == []
+    assert list(changes(soon, later)) == ["tiny: reading the file, 35 % of 10.0 GB"]
+    assert standing(True, later) == "tiny: alive and reading the file (35 % of 10.0 GB)"
+
+
 def test_serving_ends_with_the_line_a_person_waits_for() -> None:
     ready = replace(with_stage(DEPLOYMENT, state="connected"), state="serving")
     assert list(changes(node(DEPLOYMENT), node(ready)))[-1] == "ready: http://127.0.0.1:8421/v1 serves tiny"
