@@ -29,6 +29,9 @@ ISSUER_VALID = timedelta(days=365)
 NODE_VALID = timedelta(days=7)
 """Bounds how long a revoked member gets in where nobody heard of the revocation; renewed daily."""
 
+RENEWABLE = timedelta(days=180)
+"""So long after its end a node's certificate still gets its key a new one: a laptop left in a drawer."""
+
 STAGE_VALID = timedelta(hours=24)
 """Freshness comes from the fence; 15 s were refused at 20 s of clock difference."""
 

@@ -11,6 +11,7 @@ Invariant: everything raised for a foreign certificate is `PeerError`.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from meshnode.errors import PeerError
-from meshnode.identity.certificates import Role, node_name
+from meshnode.identity.certificates import RENEWABLE, Role, node_name
 from meshnode.identity.ids import MeshId, NodeId, mesh_id_of, node_id_of
 from meshnode.identity.keys import spki_of
 
@@ -47,6 +48,7 @@ _UNDERSTOOD = {
 _MALFORMED = (
     ValueError,
     TypeError,
+    Warning,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
@@ -72,10 +74,12 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_BYTES:
         raise PeerError(f"a certificate is longer than {CERTIFICATE_BYTES} bytes")
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        key = certificate.public_key()
-        # Extensions are parsed on first use: do it here, where it may fail.
-        extensions = certificate.extensions
+        # The parser warns of what it only tolerates (a serial number below 1): ours have none of that.
+        with warnings.catch_warnings(action="error"):
+            certificate = x509.load_der_x509_certificate(der)
+            key = certificate.public_key()
+            # Extensions are parsed on first use: do it here, where it may fail.
+            extensions = certificate.extensions
     except _MALFORMED as problem:
         raise PeerError(f"a certificate does not parse ({type(problem).__name__})") from None
     if not isinstance(key, Ed25519PublicKey):
@@ -138,6 +142,14 @@ def verify_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, now:
     _check_leaf(chain[0])
 
 
+def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Role:
+    """The role of a node certificate that `issuer`'s key once signed; `PeerError` when it ended too long ago."""
+    _check_signed(leaf, issuer)
+    if now > leaf.not_valid_after_utc + RENEWABLE:
+        raise PeerError("a certificate ended too long ago to be renewed")
+    return peer_identity(leaf).role
+
+
 def _check_valid(certificate: x509.Certificate, now: datetime) -> None:
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise PeerError("a certificate is expired or not yet valid")
@@ -156,11 +168,11 @@ def _check_signed(certificate: x509.Certificate, signer: x509.Certificate) -> No
 
 def _check_authority(certificate: x509.Certificate, below: int) -> None:
     """`below`: how many authorities stand between this one and the leaf."""
-    if not _is_authority(certificate):
-        raise PeerError("a certificate was signed by one that may not sign")
     basic = _extension(certificate, x509.BasicConstraints)
     usage = _extension(certificate, x509.KeyUsage)
-    if basic is None or (basic.path_length is not None and basic.path_length < below):
+    if basic is None or not basic.ca or not _is_critical(certificate, x509.BasicConstraints):
+        raise PeerError("a certificate was signed by one that may not sign")
+    if basic.path_length is not None and basic.path_length < below:
         raise PeerError("a chain is longer than its authority allows")
     if usage is None or not usage.key_cert_sign:
         raise PeerError("a certificate was signed by a key that may not sign")
@@ -190,7 +202,10 @@ def _check_name_constraints(authority: x509.Certificate, lower: x509.Certificate
     if constraints.excluded_subtrees or permitted is None or not all(isinstance(p, x509.DNSName) for p in permitted):
         raise PeerError("a name constraint is of an unknown form")
     names = _extension(lower, x509.SubjectAlternativeName)
-    for name in names or ():
+    if names is None:
+        # OpenSSL reads the common name then; none of our certificates goes without a name.
+        raise PeerError("a certificate carries no name, and its signer may name only its own")
+    for name in names:
         if not isinstance(name, x509.DNSName):
             continue  # unconstrained here as for OpenSSL; `_only_name` refuses the certificate later
         if not any(name.value == p.value or name.value.endswith(f".{p.value}") for p in permitted):
@@ -217,6 +232,10 @@ def _key(certificate: x509.Certificate) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         raise PeerError("a certificate's key is not Ed25519")
     return key
+
+
+def _is_critical(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> bool:
+    return certificate.extensions.get_extension_for_class(kind).critical
 
 
 def _extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:

@@ -49,6 +49,7 @@ class JoinRefusal(StrEnum):
     REVOKED = "revoked"
     LOCKED = "locked"
     WRONG_PROOF = "wrong_proof"
+    NOT_RENEWABLE = "not_renewable"
 
 
 class Admission(msgspec.Struct, frozen=True):

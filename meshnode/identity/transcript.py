@@ -1,4 +1,4 @@
-"""What both sides of a JOIN sign: the proof of the invite's secret and of the joiner's key.
+"""What is proven in a JOIN: knowledge of the invite's secret, and possession of the joiner's key.
 
 Invariant: every part has a fixed length, so no two transcripts have the same bytes.
 """
@@ -19,6 +19,7 @@ from meshnode.identity.keys import SPKI_BYTES, public_key_of
 NONCE_BYTES = 32
 FINGERPRINT_BYTES = 32
 MAC_BYTES = 32
+NO_INVITE = bytes(INVITE_ID_BYTES)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Transcript:
     """SHA-256 of the issuer's TLS leaf: a proof shown to a man in the middle is of no use to him."""
     public_key: bytes
     """The joiner's, DER SubjectPublicKeyInfo."""
+    domain: Domain = Domain.JOIN
+    """JOIN, or RENEWAL: then there is no invite and its id is `NO_INVITE`."""
 
     def __post_init__(self) -> None:
         sizes = (INVITE_ID_BYTES, NONCE_BYTES, NONCE_BYTES, FINGERPRINT_BYTES, SPKI_BYTES)
@@ -43,7 +46,7 @@ class Transcript:
 
     def mac(self, key: bytes) -> bytes:
         """HMAC-SHA256 under the invite's key, 32 bytes."""
-        return hmac.digest(key, bound(Domain.JOIN, self.mesh_id, b"".join(self._parts())), hashlib.sha256)
+        return hmac.digest(key, bound(self.domain, self.mesh_id, b"".join(self._parts())), hashlib.sha256)
 
     def proves(self, key: bytes, mac: bytes) -> bool:
         """True when `mac` is right for `key`; compared in constant time."""
@@ -51,11 +54,11 @@ class Transcript:
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
         """The joiner's signature: it holds the private key of `public_key`."""
-        return sign(key, Domain.JOIN, self.mesh_id, b"".join(self._parts()))
+        return sign(key, self.domain, self.mesh_id, b"".join(self._parts()))
 
     def check_signature(self, signature: bytes) -> None:
         """`PeerError` unless the holder of `public_key` signed this."""
-        verify(public_key_of(self.public_key), Domain.JOIN, self.mesh_id, b"".join(self._parts()), signature)
+        verify(public_key_of(self.public_key), self.domain, self.mesh_id, b"".join(self._parts()), signature)
 
 
 def fingerprint(der: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The messages of a JOIN connection, in order: Welcome, Redeem, then Admitted or NotAdmitted.
+"""The messages of a JOIN connection, in order: Welcome, Redeem or Renew, then Admitted or NotAdmitted.
 
 The joiner sends nothing before Welcome's certificates matched the pins of its invite (io/transport/join).
 
@@ -39,6 +39,14 @@ class Redeem(msgspec.Struct, frozen=True, tag="redeem", array_like=True):
     mac: Annotated[bytes, msgspec.Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
 
 
+class Renew(msgspec.Struct, frozen=True, tag="renew", array_like=True):
+    """Member to issuer, instead of Redeem: a new certificate for the key of this one, which may have ended."""
+
+    certificate: _Certificate
+    nonce: _Nonce
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
 class Admitted(msgspec.Struct, frozen=True, tag="admitted", array_like=True):
     """Issuer to joiner: the node certificate, DER."""
 
@@ -51,7 +59,7 @@ class NotAdmitted(msgspec.Struct, frozen=True, tag="not_admitted", array_like=Tr
     reason: Annotated[str, msgspec.Meta(max_length=32)]
 
 
-JoinMessage = Welcome | Redeem | Admitted | NotAdmitted
+JoinMessage = Welcome | Redeem | Renew | Admitted | NotAdmitted
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[JoinMessage] = msgspec.msgpack.Decoder(JoinMessage)
@@ -64,11 +72,23 @@ def encode_join(message: JoinMessage) -> bytes:
 
 
 def decode_join(data: bytes, expected: type[_M]) -> _M | NotAdmitted:
-    """One frame; `PeerError` unless it is an `expected` or a refusal."""
-    try:
-        message = _DECODER.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise PeerError("a malformed JOIN message") from None
+    """One frame for the joiner; `PeerError` unless it is an `expected` or a refusal."""
+    message = _decode(data)
     if not isinstance(message, (expected, NotAdmitted)):
         raise PeerError("a JOIN message out of order")
     return message
+
+
+def decode_request(data: bytes) -> Redeem | Renew:
+    """One frame for the issuer; `PeerError` unless it asks for something."""
+    message = _decode(data)
+    if not isinstance(message, (Redeem, Renew)):
+        raise PeerError("a JOIN message out of order")
+    return message
+
+
+def _decode(data: bytes) -> JoinMessage:
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise PeerError("a malformed JOIN message") from None

@@ -1,17 +1,20 @@
-"""JOIN: an invite against a node certificate.
+"""JOIN: an invite, or an old certificate, against a node certificate. The joiner's side.
 
     issuer -> Welcome(root, issuer, nonce)      joiner checks both pins, the chain, and that the TLS leaf is a
                                                 node certificate of that issuer; it has sent nothing so far
     joiner -> Redeem(key, signature, mac)       issuer checks both, marks the invite used ON DISK, then signs
-    issuer -> Admitted(certificate)
+    issuer -> Admitted(certificate)             joiner checks that it is for its key, by that issuer
 
-Invariant: the used mark is durable before the certificate exists.
+A Python client sees no peer chain before 3.13, so Welcome carries it.
+
+Invariant: no key and no proof leaves before the other side has proven to be an issuer of the right mesh.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 import trio
@@ -19,25 +22,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshnode.errors import InviteError, LinkLost, MeshError, PeerError
-from meshnode.identity.certificates import Authority, Role, make_node
-from meshnode.identity.chains import (
-    key_bytes,
-    mesh_id_of_root,
-    parse_certificate,
-    peer_identity,
-    verify_chain,
-)
+from meshnode.errors import InviteError, LinkLost, PeerError
+from meshnode.identity.certificates import Role
+from meshnode.identity.chains import key_bytes, mesh_id_of_root, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.invite_book import InviteBook, JoinRefusal
+from meshnode.identity.domains import Domain
+from meshnode.identity.ids import node_id_of
+from meshnode.identity.invite_book import JoinRefusal
 from meshnode.identity.invites import Invite, check_not_expired, invite_key, issuer_pin, mesh_pin
-from meshnode.identity.keys import public_key_of, spki_of
-from meshnode.identity.transcript import NONCE_BYTES, Transcript, fingerprint
+from meshnode.identity.keys import spki_of
+from meshnode.identity.transcript import NO_INVITE, NONCE_BYTES, Transcript, fingerprint
+from meshnode.io.transport.race import first_success
 from meshnode.io.transport.stream import FramedStream, MeteredStream, broken_is_lost
 from meshnode.io.transport.tls import join_client_context
 from meshnode.io.transport.transport import connect
 from meshnode.wire import limits
-from meshnode.wire.join import Admitted, NotAdmitted, Redeem, Welcome, decode_join, encode_join
+from meshnode.wire.join import Admitted, NotAdmitted, Redeem, Renew, Welcome, decode_join, encode_join
 from meshnode.wire.preface import Kind, Preface, StreamClass, encode_preface
 
 _ASK_AGAIN = "Ask for a new one: `meshnode invite`."
@@ -49,156 +49,128 @@ _REFUSALS = {
     JoinRefusal.REVOKED: "this invite was revoked",
     JoinRefusal.LOCKED: "this invite is locked after too many wrong attempts",
     JoinRefusal.WRONG_PROOF: "the issuer did not accept this invite's secret",
+    JoinRefusal.NOT_RENEWABLE: "this node's certificate is not one that the issuer renews",
 }
-
-
-class JoinDesk:
-    """The issuer's side: one book, one signer. Give `handle` to `Handlers.join`.
-
-    `persist` makes the book durable (fsync) before it returns; `now` is the wall clock.
-    """
-
-    def __init__(
-        self,
-        credentials: Credentials,
-        issuer: Authority,
-        book: InviteBook,
-        persist: Callable[[InviteBook], Awaitable[None]],
-        now: Callable[[], datetime],
-    ) -> None:
-        self._credentials = credentials
-        self._issuer = issuer
-        self._persist = persist
-        self._now = now
-        self._turn = trio.Lock()
-        self.book = book
-
-    def renew(self, credentials: Credentials, issuer: Authority) -> None:
-        """Show and sign with these from now on."""
-        self._credentials = credentials
-        self._issuer = issuer
-
-    async def change(self, change: Callable[[InviteBook], InviteBook]) -> InviteBook:
-        """Apply `change` (create, revoke) and make it durable."""
-        async with self._turn:
-            await self._keep(change(self.book))
-            return self.book
-
-    async def handle(self, stream: FramedStream) -> None:
-        """One JOIN connection; `PeerError` or `LinkLost` when it goes wrong."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        root, leaf = self._credentials.root, self._credentials.chain[0]
-        welcome = Welcome(_der(root), _der(self._issuer.certificate), nonce)
-        await stream.send_frame(encode_join(welcome))
-        asked = decode_join(await stream.receive_frame(), Redeem)
-        if isinstance(asked, NotAdmitted):
-            raise PeerError("the joiner gave up")
-        transcript = Transcript(
-            mesh_id_of_root(root), asked.invite_id, nonce, asked.nonce, fingerprint(_der(leaf)), asked.public_key
-        )
-        transcript.check_signature(asked.signature)
-        async with self._turn:
-            answer = await self._decide(transcript, asked.mac)
-        if isinstance(answer, JoinRefusal):
-            await stream.send_frame(encode_join(NotAdmitted(answer.value)))
-            raise PeerError(f"a joiner was refused: {answer.value}")
-        await stream.send_frame(encode_join(Admitted(answer)))
-
-    async def _decide(self, transcript: Transcript, mac: bytes) -> bytes | JoinRefusal:
-        """The certificate (DER) for the transcript's key, or why there is none."""
-        now = self._now()
-        book, answer = self.book.redeem(transcript, mac, now)
-        await self._keep(book)
-        if isinstance(answer, JoinRefusal):
-            return answer
-        key = transcript.public_key
-        known = next(a.certificate for a in answer.admitted if a.public_key == key)
-        if known:
-            return known
-        certificate = _der(make_node(self._issuer, public_key_of(key), answer.role, now))
-        await self._keep(self.book.certified(answer.invite_id, key, certificate, now))
-        return certificate
-
-    async def _keep(self, book: InviteBook) -> None:
-        if book != self.book:
-            await self._persist(book)
-            self.book = book
 
 
 async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Credentials:
     """Become a member: the first of the invite's addresses that proves to be its issuer decides.
 
-    `InviteError` when the issuer refuses, `LinkLost` when none of the addresses is the issuer.
+    `InviteError` when the invite is not good any more, `PeerError` when other machines answer at its addresses,
+    `LinkLost` when none does.
     """
     check_not_expired(invite, now)
-    problems = []
-    for address in invite.addresses:
-        try:
-            with trio.fail_after(limits.JOIN_TIMEOUT_S):
-                return await _redeem_at(address, invite, key, now)
-        except trio.TooSlowError:
-            problems.append(f"{address}: no answer within {limits.JOIN_TIMEOUT_S:g} s")
-        except InviteError:
-            raise
-        except MeshError as problem:
-            problems.append(f"{address}: {problem}")
-    raise LinkLost(f"the machine that made this invite cannot be reached ({'; '.join(problems)})")
+
+    def check(root: x509.Certificate, issuer: x509.Certificate) -> None:
+        right_mesh = mesh_pin(mesh_id_of_root(root)) == invite.mesh_pin
+        if not right_mesh or issuer_pin(key_bytes(issuer)) != invite.issuer_pin:
+            raise PeerError("another mesh or another node answers there")
+
+    desk = await _find_issuer(invite.addresses, check, now)
+    spki, nonce = spki_of(key.public_key()), secrets.token_bytes(NONCE_BYTES)
+    transcript = Transcript(
+        mesh_id_of_root(desk.root), invite.invite_id, desk.nonce, nonce, fingerprint(desk.leaf), spki
+    )
+    mac = transcript.mac(invite_key(invite.secret, invite.invite_id))
+    return await _ask(desk, Redeem(invite.invite_id, nonce, spki, transcript.sign(key), mac), key, now)
 
 
-async def _redeem_at(address: str, invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Credentials:
-    with trio.fail_after(limits.DIAL_TIMEOUT_S):
-        raw = await connect(address)
+async def renew(credentials: Credentials, addresses: Sequence[str], now: datetime) -> Credentials:
+    """The same membership with a certificate that starts anew; `addresses` of an issuer of this mesh.
+
+    Works up to 180 days after the old certificate ended. `InviteError` when the issuer refuses, `PeerError` or
+    `LinkLost` when there is no issuer of this mesh.
+    """
+
+    def check(root: x509.Certificate, _: x509.Certificate) -> None:
+        if root != credentials.root:
+            raise PeerError("another mesh answers there")
+
+    desk = await _find_issuer(addresses, check, now)
+    key, nonce = credentials.key, secrets.token_bytes(NONCE_BYTES)
+    spki = spki_of(key.public_key())
+    proof = Transcript(credentials.mesh_id, NO_INVITE, desk.nonce, nonce, fingerprint(desk.leaf), spki, Domain.RENEWAL)
+    old = credentials.chain[0].public_bytes(Encoding.DER)
+    return await _ask(desk, Renew(old, nonce, proof.sign(key)), key, now)
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """A connection whose other end has proven to be an issuer of the right mesh."""
+
+    stream: FramedStream
+    root: x509.Certificate
+    issuer: x509.Certificate
+    leaf: bytes
+    """The TLS leaf, DER."""
+    nonce: bytes
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+_Check = Callable[[x509.Certificate, x509.Certificate], None]
+
+
+async def _find_issuer(addresses: Sequence[str], check: _Check, now: datetime) -> _Desk:
+    async def attempt(address: str) -> _Desk:
+        return await _approach(address, check, now)
+
+    try:
+        return await first_success(addresses, attempt, _Desk.aclose, limits.DIAL_TIMEOUT_S)
+    except (LinkLost, PeerError) as problem:
+        raise type(problem)(f"the machine that admits cannot be reached ({problem})") from None
+
+
+async def _approach(address: str, check: _Check, now: datetime) -> _Desk:
+    """Connect and listen; nothing of ours is sent before everything here was checked."""
+    raw = await connect(address)
     metered = MeteredStream(raw, limits.UNAUTHENTICATED_BYTES)
     try:
         with broken_is_lost():
             await raw.send_all(encode_preface(Preface(Kind.JOIN, StreamClass.CONTROL)))
             tls = trio.SSLStream(metered, join_client_context())
             await tls.do_handshake()
-        return await _converse(FramedStream(tls, limits.JOIN_FRAME), invite, key, now)
-    finally:
+        stream = FramedStream(tls, limits.JOIN_FRAME)
+        welcome = decode_join(await stream.receive_frame(), Welcome)
+        return _recognize(stream, welcome, check, now)
+    except BaseException:
         await trio.aclose_forcefully(metered)
+        raise
 
 
-async def _converse(stream: FramedStream, invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Credentials:
-    welcome = decode_join(await stream.receive_frame(), Welcome)
+def _recognize(stream: FramedStream, welcome: Welcome | NotAdmitted, check: _Check, now: datetime) -> _Desk:
+    """`PeerError` unless the TLS leaf is a member's certificate of the issuer that `check` accepts."""
     if isinstance(welcome, NotAdmitted):
-        raise PeerError("the issuer refused before it was asked")
-    root, issuer, leaf = _check_issuer(welcome, stream.peer_certificate() or b"", invite, now)
-    spki = spki_of(key.public_key())
-    nonce = secrets.token_bytes(NONCE_BYTES)
-    transcript = Transcript(
-        mesh_id_of_root(root), invite.invite_id, welcome.nonce, nonce, fingerprint(_der(leaf)), spki
-    )
-    mac = transcript.mac(invite_key(invite.secret, invite.invite_id))
-    await stream.send_frame(encode_join(Redeem(invite.invite_id, nonce, spki, transcript.sign(key), mac)))
-    answer = decode_join(await stream.receive_frame(), Admitted)
-    if isinstance(answer, NotAdmitted):
-        raise _refusal(answer.reason)
-    own = parse_certificate(answer.certificate)
-    verify_chain([own, issuer], root, now)
-    if key_bytes(own) != spki:
-        raise PeerError("the issuer certified another key")
-    peer_identity(own)
-    return Credentials(key, (own, issuer), root)
-
-
-def _check_issuer(
-    welcome: Welcome, leaf_der: bytes, invite: Invite, now: datetime
-) -> tuple[x509.Certificate, x509.Certificate, x509.Certificate]:
-    """Root, issuer and TLS leaf, each proven by the invite's pins; `PeerError` otherwise."""
+        raise PeerError("the machine there admits nobody")
+    leaf_der = stream.peer_certificate() or b""
     root, issuer, leaf = map(parse_certificate, (welcome.root, welcome.issuer, leaf_der))
-    if mesh_pin(mesh_id_of_root(root)) != invite.mesh_pin or issuer_pin(key_bytes(issuer)) != invite.issuer_pin:
-        raise PeerError("another mesh or another node answers there")
+    check(root, issuer)
     verify_chain([leaf, issuer], root, now)
     if peer_identity(leaf).role is not Role.MEMBER:
         raise PeerError("a client answers there")
-    return root, issuer, leaf
+    return _Desk(stream, root, issuer, leaf_der, welcome.nonce)
+
+
+async def _ask(desk: _Desk, request: Redeem | Renew, key: Ed25519PrivateKey, now: datetime) -> Credentials:
+    """Send the request and check what comes back."""
+    try:
+        with trio.fail_after(limits.JOIN_TIMEOUT_S):
+            await desk.stream.send_frame(encode_join(request))
+            answer = decode_join(await desk.stream.receive_frame(), Admitted)
+    except trio.TooSlowError:
+        raise LinkLost(f"the issuer did not answer within {limits.JOIN_TIMEOUT_S:g} s") from None
+    finally:
+        await desk.aclose()
+    if isinstance(answer, NotAdmitted):
+        raise _refusal(answer.reason)
+    own = parse_certificate(answer.certificate)
+    verify_chain([own, desk.issuer], desk.root, now)
+    if peer_identity(own).node_id != node_id_of(spki_of(key.public_key())):
+        raise PeerError("the issuer certified another key")
+    return Credentials(key, (own, desk.issuer), desk.root)
 
 
 def _refusal(reason: str) -> InviteError:
     known = reason in tuple(JoinRefusal)
-    return InviteError(_REFUSALS[JoinRefusal(reason)] if known else "the issuer refused this invite", _ASK_AGAIN)
-
-
-def _der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)
+    return InviteError(_REFUSALS[JoinRefusal(reason)] if known else "the issuer refused", _ASK_AGAIN)

@@ -26,6 +26,7 @@ from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, short
 from meshnode.io.transport.addresses import split_address
 from meshnode.io.transport.gate import Gate
+from meshnode.io.transport.race import first_success
 from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream, broken_is_lost
 from meshnode.io.transport.tls import join_server_context, member_context
 from meshnode.wire import limits
@@ -81,28 +82,24 @@ class Transport:
     # --- dialing --------------------------------------------------------------------------------------
 
     async def dial(self, node_id: NodeId, addresses: Sequence[str], stream_class: StreamClass) -> Stream:
-        """A stream to `node_id` and nobody else, over the first of `addresses` that works.
+        """A stream to `node_id` and nobody else, over the first of `addresses` that proves to be it.
 
-        Tries at most `limits.DIAL_CANDIDATES`, each for `limits.DIAL_TIMEOUT_S`. `PeerError` when somebody
-        answered and every answer was wrong, `LinkLost` when nobody did.
+        At most `limits.DIAL_CANDIDATES`, each for `limits.DIAL_TIMEOUT_S`. `PeerError` when somebody answered
+        and was wrong, `LinkLost` when nobody did.
         """
+        assert stream_class is not StreamClass.ACTIVATION, "activations go from stage to stage: dial_stage"
         preface = Preface(Kind.MEMBER, stream_class)
-        problems: list[tuple[str, MeshError]] = []
-        for address in addresses[: limits.DIAL_CANDIDATES]:
-            try:
-                with trio.fail_after(limits.DIAL_TIMEOUT_S):
-                    stream = await self._dial_one(node_id, address, preface)
-            except trio.TooSlowError:
-                problems.append((address, LinkLost(f"no answer within {limits.DIAL_TIMEOUT_S:g} s")))
-            except MeshError as problem:
-                problems.append((address, problem))
-            else:
-                self._counts["dialed"] += 1
-                return stream
-        self._counts["dial_failed"] += 1
-        text = "; ".join(f"{address}: {problem}" for address, problem in problems) or "no address is known"
-        refused = any(isinstance(problem, PeerError) for _, problem in problems)
-        raise (PeerError if refused else LinkLost)(f"{short(node_id)} cannot be reached ({text})")
+
+        async def attempt(address: str) -> Stream:
+            return await self._dial_one(node_id, address, preface)
+
+        try:
+            stream = await first_success(addresses, attempt, Stream.aclose, limits.DIAL_TIMEOUT_S)
+        except (PeerError, LinkLost) as problem:
+            self._counts["dial_failed"] += 1
+            raise type(problem)(f"{short(node_id)} cannot be reached ({problem})") from None
+        self._counts["dialed"] += 1
+        return stream
 
     async def _dial_one(self, node_id: NodeId, address: str, preface: Preface) -> Stream:
         raw = await connect(address)
