@@ -91,5 +91,7 @@ def _check_footprint(footprint: ModelFootprint) -> None:
         sizes += [layer.weight_bytes, layer.kv_values, layer.state_bytes]
     if min(sizes) < 0 or max(sizes) > _BYTES_MAX or footprint.context_trained < 1:
         raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
+    if footprint.tied and footprint.output_bytes < footprint.embedding_bytes:
+        raise ModelError(f"the footprint of {footprint.name} says that its output is its embedding, and smaller")
     if any(not 0 < cut < count for cut in footprint.boundaries):
         raise ModelError(f"the footprint of {footprint.name} allows cuts outside the model")

@@ -19,6 +19,9 @@ EXACT_NODES = 7
 ORDERS_TRIED = 24
 """Orders tried for one set of more nodes: counted, not timed, so that every machine tries the same."""
 
+_ENDS_TRIED = 8
+"""Candidates for each end of a pipeline, those that lose least: 64 pairs, more than are tried."""
+
 
 class Fit:
     """Whether given node sizes, in a given order, can hold the model at one context."""
@@ -27,6 +30,11 @@ class Fit:
         self._cuts = cuts
         self._costs = costs
         self._reach: dict[int, tuple[int, ...]] = {}
+
+    @property
+    def whole_bytes(self) -> int:
+        """What the whole model takes on one node."""
+        return self._costs.need(0, self._costs.layers)
 
     def reach(self, room: int) -> tuple[int, ...]:
         """For each first layer, the set (as bits) of the ends that fit into `room` bytes."""
@@ -65,9 +73,12 @@ class Fit:
         return next((order for order in tried if self.holds([rooms[index] for index in order])), None)
 
     def _could_hold(self, rooms: Sequence[int]) -> bool:
+        """Necessary: enough bytes in all, and room for all layers if each were as small as the smallest."""
         costs = self._costs
-        total = costs.need(0, costs.layers) + costs.each * (len(rooms) - 1)
-        return total <= sum(rooms)
+        total = self.whole_bytes + costs.each * (len(rooms) - 1)
+        if total > sum(rooms):
+            return False
+        return sum((room - costs.each) // costs.smallest for room in rooms) >= costs.layers
 
     def _exact_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
         """Dynamic programming over sets of nodes: the boundaries that a set, in some order, can end at."""
@@ -98,22 +109,27 @@ class Fit:
         return tuple(reversed(order))
 
     def _likely_orders(self, rooms: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """Orders by how few layers the two ends lose to embedding and output: only the ends matter for equal layers."""
-        costs = self._costs
-        middle = [room - costs.each for room in rooms]
-        layer = max(1, costs.prefix[-1] // costs.layers)
-        front = sorted(range(len(rooms)), key=lambda i: (_lost(middle[i], costs.embedding, layer), i))
-        back = sorted(range(len(rooms)), key=lambda i: (_lost(middle[i], costs.output, layer), i))
-        pairs = sorted((a + b, a, b) for a in range(min(8, len(front))) for b in range(min(8, len(back))))
-        for _, a, b in pairs:
-            if front[a] != back[b]:
-                rest = [index for index in range(len(rooms)) if index not in (front[a], back[b])]
-                yield (front[a], *rest, back[b])
-                yield (front[a], *reversed(rest), back[b])
+        """Orders by how few layers the two ends lose to embedding and output: only the ends matter for equal layers.
 
-
-def _lost(room: int, extra: int, layer: int) -> int:
-    return room // layer - (room - extra) // layer
+        Pairs of ends that could not hold enough layers even if each were the smallest are left out.
+        """
+        costs, layer = self._costs, self._costs.smallest
+        middle = [(room - costs.each) // layer for room in rooms]
+        front = [(room - costs.each - costs.embedding) // layer for room in rooms]
+        back = [(room - costs.each - costs.output) // layer for room in rooms]
+        spare = sum(middle) - costs.layers
+        fronts = sorted((middle[i] - front[i], i) for i in range(len(rooms)) if front[i] > 0)
+        backs = sorted((middle[i] - back[i], i) for i in range(len(rooms)) if back[i] > 0)
+        pairs = sorted(
+            (lost + further, first, last)
+            for lost, first in fronts[:_ENDS_TRIED]
+            for further, last in backs[:_ENDS_TRIED]
+            if first != last and lost + further <= spare
+        )
+        for _, first, last in pairs:
+            rest = [index for index in range(len(rooms)) if index not in (first, last)]
+            yield (first, *rest, last)
+            yield (first, *reversed(rest), last)
 
 
 def _bits(mask: int) -> Iterator[int]:

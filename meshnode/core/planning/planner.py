@@ -99,7 +99,7 @@ class Search:
         author = self._demand.author
         fit = self._fit(context, lanes)
         single = sorted(
-            (node for node in nodes if fit.holds((node.usable_bytes,))),
+            (node for node in nodes if fit.whole_bytes <= node.usable_bytes),
             key=lambda node: (node.node != author, fetch_bytes(self._footprint, node), -node.usable_bytes, node.node),
         )
         if single:
@@ -110,22 +110,22 @@ class Search:
             if order is None:
                 continue
             found = tuple(largest[index] for index in order)
-            return self._with_author_first(fit, nodes, count) or found
+            return self._with_author(fit, nodes, count) or found
         return None
 
-    def _with_author_first(
-        self, fit: Fit, nodes: tuple[NodeInventory, ...], count: int
-    ) -> tuple[NodeInventory, ...] | None:
-        """The same number of nodes with the file's holder at the front, then by memory: its slice needs no fetching,
-        and prompts enter where the head is. Without the holder, where it offers no room: by memory."""
+    def _with_author(self, fit: Fit, nodes: tuple[NodeInventory, ...], count: int) -> tuple[NodeInventory, ...] | None:
+        """The same number of nodes with the file's holder among them, at the front if it can be, then by memory: its
+        slice needs no fetching, and prompts enter where the head is. Where it offers no room: by memory."""
         holder = [node for node in nodes if node.node == self._demand.author]
         others = [node for node in nodes if node.node != self._demand.author]
         preferred = (*holder, *others[: count - len(holder)])
-        for candidate in (preferred, nodes[:count]):
-            if fit.holds([node.usable_bytes for node in candidate]):
-                return candidate
+        if fit.holds([node.usable_bytes for node in preferred]):
+            return preferred
         order = fit.find_order([node.usable_bytes for node in preferred])
-        return None if order is None else tuple(preferred[index] for index in order)
+        if order is not None:
+            return tuple(preferred[index] for index in order)
+        largest = nodes[:count]
+        return largest if fit.holds([node.usable_bytes for node in largest]) else None
 
     def _widened(self, placement: Placement) -> Placement:
         """In automatic mode: the largest context that these nodes hold in this order, in whole cell grains."""
