@@ -326,10 +326,7 @@ def _checked_operations(operations: tuple[AnyOperation, ...]) -> tuple[AnyOperat
     for operation in operations:
         match operation:
             case Open(lane, sampling, window, generated, keep):
-                _require(
-                    _is_lane(lane) and 0 <= min(generated, keep) and max(generated, keep) <= _POSITIONS,
-                    "an Open out of range",
-                )
+                _require(_is_lane(lane) and 0 <= generated <= _POSITIONS and 0 <= keep <= _POSITIONS, "a bad Open")
                 _require(len(window) <= MAX_WINDOW and all(0 <= t <= _POSITIONS for t in window), "a bad window")
                 _require(not sampling.defect(), "impossible sampling parameters")
             case Trim(lane, position):

@@ -1,0 +1,66 @@
+"""Entry of a stage process: `python -m meshnode.app.stage_main FD`, where FD is its end of the node's socket pair.
+
+Puts the native engine, the sampler and TLS into io/stage. llama.cpp is loaded with the first model, so that a ping is
+answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from meshnode.io.stage.child import main as run
+from meshnode.io.stage.wiring import Engine, Sampler, Wiring
+from meshnode.io.transport.tls import check_stage_peer, stage_context
+from meshnode.wire.activation import Open
+from meshnode.wire.stage_protocol import LoadStage
+
+
+def load_engine(what: LoadStage, progress: Callable[[float], bool]) -> Engine:
+    """The slice of `what` on llama.cpp. Raises ModelError, StageError."""
+    from meshnode.io.llama.engine import EngineOptions, SliceEngine
+
+    options = EngineOptions(
+        context=what.options.context,
+        lanes=what.options.lanes,
+        chunk=what.options.chunk,
+        kv_type=what.options.kv_type,
+        flash_attention=what.options.flash_attention,
+        threads=what.threads,
+        kv_unified=what.options.kv_unified,
+    )
+    engine = SliceEngine.load(
+        Path(what.slice_path),
+        Path(what.embedding_path) if what.embedding_path else None,
+        options,
+        first=what.stage == 0,
+        last=what.stage == what.stages - 1,
+        progress=progress,
+    )
+    # The engine names its own type of microbatch, which has the same fields as the frame's.
+    return cast(Engine, engine)
+
+
+def make_sampler(opened: Open, vocabulary: int) -> Sampler:
+    """The sampler chain of a lane."""
+    from meshnode.io.llama.sampler import LaneSampler
+
+    return LaneSampler(opened.sampling, vocabulary, opened.window, opened.generated)
+
+
+def main() -> None:
+    """Run until the node says shutdown or is gone."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    build = f"llama-cpp-python {version('llama-cpp-python')}"
+    run(connection, Wiring(build, load_engine, make_sampler, stage_context, check_stage_peer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One microbatch on one stage: lane operations, checks, decode, and the frame that goes on.
+
+    ROWS -> ROWS (a later stage follows) | SAMPLED (this is the last) | FAILED
+    FAILED -> FAILED (its lane operations are done here too)
+
+Invariant: exactly one frame goes out for each that comes in, and a failure leaves every lane where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter_ns
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meshnode.errors import StageError
+from meshnode.io.stage.lanes import LaneTable, RowsRefused
+from meshnode.io.stage.meter import Meter
+from meshnode.io.stage.wiring import Engine
+from meshnode.wire.activation import FailedFrame, Failure, LaneSample, Rows, SampledFrame, encode
+from meshnode.wire.rowcodec import Dtype
+
+LOGIT_ROWS_MIN = 32
+"""llama.cpp aborts the process beyond n_outputs_max; on the last stage that is max(lanes, 32) (STAGES)."""
+_MESSAGE_CHARACTERS = 1024
+
+Buffers = Sequence[bytes | memoryview]
+
+
+class Step:
+    """Computes microbatches; all calls on one thread. `stage` is the last one when `last`."""
+
+    def __init__(self, engine: Engine, table: LaneTable, meter: Meter, place: tuple[int, bool], dtype: Dtype) -> None:
+        self.stage, self.last = place
+        self._engine = engine
+        self._table = table
+        self._meter = meter
+        self._dtype = dtype
+        self._logit_rows = max(len(table.next_position), LOGIT_ROWS_MIN)
+
+    def answer(self, frame: Rows | FailedFrame) -> Buffers:
+        """The bytes to send downstream; they may alias what the next call overwrites."""
+        if isinstance(frame, FailedFrame):
+            self._table.apply(frame.failure.operations)
+            return encode(frame)
+        self._table.apply(frame.operations)
+        try:
+            after = self._table.check(frame)
+            self._check_outputs(frame)
+        except StageError as error:
+            return self._failed(frame, error)
+        if not after:
+            return self._onward(frame, None)
+        try:
+            started = perf_counter_ns()
+            computed = self._engine.decode(frame)
+            self._meter.computed(len(frame.positions), perf_counter_ns() - started)
+            buffers = self._onward(frame, computed)
+        except StageError as error:
+            self._table.roll_back(after)
+            return self._failed(frame, error)
+        self._table.commit(after)
+        return buffers
+
+    def _check_outputs(self, frame: Rows) -> None:
+        wanted = int(np.count_nonzero(frame.logits))
+        if self.last and wanted > self._logit_rows:
+            raise StageError("too_many_outputs", f"{wanted} rows want logits, at most {self._logit_rows} can have them")
+
+    def _onward(self, frame: Rows, computed: NDArray[np.float32] | None) -> Buffers:
+        if self.last:
+            samples = () if computed is None else self._sample(frame, computed)
+            return encode(SampledFrame(frame.fence, frame.microbatch, samples))
+        onward = Rows(
+            frame.fence,
+            frame.microbatch,
+            frame.operations,
+            frame.positions,
+            frame.lanes,
+            frame.logits,
+            None,
+            computed,
+        )
+        return encode(onward, self._dtype)
+
+    def _sample(self, frame: Rows, logits: NDArray[np.float32]) -> tuple[LaneSample, ...]:
+        samples = []
+        for row, at in enumerate(np.flatnonzero(frame.logits).tolist()):
+            lane, position = int(frame.lanes[at]), int(frame.positions[at])
+            sampler = self._table.samplers[lane]
+            assert sampler is not None, "an open lane of the last stage has a sampler"
+            samples.append(sampler.draw(lane, position, logits[row]))
+        self._meter.samples += len(samples)
+        return tuple(samples)
+
+    def _failed(self, frame: Rows, error: StageError) -> Buffers:
+        self._meter.failures += 1
+        lanes = error.lanes if isinstance(error, RowsRefused) else tuple(sorted(set(frame.lanes.tolist())))
+        failure = Failure(self.stage, error.reason, str(error)[:_MESSAGE_CHARACTERS], lanes, frame.operations)
+        return encode(FailedFrame(frame.fence, frame.microbatch, failure))
