@@ -33,6 +33,7 @@ class _Link:
         self.dialer = dialer
         self.into, self.outgoing = trio.open_memory_channel[AnyMessage](OUTGOING)
         self.scope = trio.CancelScope()
+        self.written = trio.Event()
         self.reason = ""
 
     def close(self, reason: str) -> None:
@@ -58,8 +59,8 @@ class ControlLinks:
             link.into.send_nowait(message)
         except trio.WouldBlock:
             link.close("the peer reads too slowly")
-        except trio.BrokenResourceError:
-            pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the link is ending; what it carried is told anew on the next one
 
     def close(self, peer: NodeId, reason: str) -> None:
         """End the link to `peer`, if there is one."""
@@ -84,10 +85,13 @@ class ControlLinks:
         """Serve a link that a peer dialed, until it ends."""
         await self._serve(_Link(stream, stream.peer.node_id))
 
-    async def flush(self) -> None:
-        """Wait until what was queued has been sent, or the links are gone."""
-        while any(link.outgoing.statistics().current_buffer_used for link in self._links.values()):
-            await trio.sleep(0.01)
+    async def drain(self) -> None:
+        """Take no more messages; wait until what was queued has been sent, or the links are gone."""
+        links = list(self._links.values())
+        for link in links:
+            link.into.close()
+        for link in links:
+            await link.written.wait()
 
     async def _serve(self, link: _Link) -> None:
         present = self._links.get(link.peer)
@@ -129,3 +133,5 @@ class ControlLinks:
             link.close("the peer reads too slowly")
         except MeshError as error:
             link.close(str(error))
+        finally:
+            link.written.set()

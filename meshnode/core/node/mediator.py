@@ -326,7 +326,7 @@ class Mediator:
         if self.stopping:
             return
         for link in list(self.links.dials(now)):
-            self._do(do.Dial(link.node, self._addresses(link.node)))
+            self._do(do.Dial(link.node, self.addresses_of(link.node)))
         for link in self.links.pings(now):
             self._do(do.Send(link.node, Ping(link.ping_nonce)))
         for deployment in list(self.deployments.values()):
@@ -341,10 +341,11 @@ class Mediator:
 
     def _make_plan(self, deployment: Deployment, now: float) -> None:
         demand = deployment.demand
-        inventory = deployment.view(self._inventory(demand.deployment), now)
+        inventory = deployment.view(self.inventory(demand.deployment), now)
         self._do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
 
-    def _inventory(self, deployment: str) -> tuple[NodeInventory, ...]:
+    def inventory(self, deployment: str) -> tuple[NodeInventory, ...]:
+        """Every member as the planner may use it for `deployment`."""
         held = without_this(self.ledger.reserved, deployment)
         nodes = [NodeInventory(self.node, self.me.name, self.me.memory_usable - held, cores=self.me.cores)]
         for node, entry in self.roster.entries.items():
@@ -436,7 +437,8 @@ class Mediator:
         if peer != self.node and (author is None or author.role != "member"):
             raise PeerError("only members may claim")
 
-    def _addresses(self, node: NodeId) -> tuple[str, ...]:
+    def addresses_of(self, node: NodeId) -> tuple[str, ...]:
+        """Where `node` can be dialed."""
         body: Body | None = self.roster.body(node)
         return body.addresses if body is not None else self.hints.get(node, ())
 

@@ -78,4 +78,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     uptime_s: float
     peers: tuple[PeerStatus, ...] = ()
     deployments: tuple[DeploymentStatus, ...] = ()
+    opening: dict[str, tuple[int, int]] = {}
+    """Models of this node that are being hashed: bytes done, bytes in all."""
+    stages: dict[str, int] = {}
+    """Stage processes of this node: `<run>/<stage>` -> process id."""
     counters: dict[str, int] = {}

@@ -1,0 +1,118 @@
+"""`/api/...` of a running node: what the command line asks it (types in app.admin)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from secrets import token_hex
+
+import trio
+from starlette.requests import Request
+from starlette.routing import Route
+
+from meshnode.app.admin import InviteIssued, InviteListing, InviteListings, InviteRequest, PlanAnswer, PlanRequest
+from meshnode.core.node.mediator import Mediator
+from meshnode.core.node.status import NodeStatus
+from meshnode.core.planning.demand import Demand, DeploymentId
+from meshnode.core.planning.inventory import Inventory
+from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.planner import make_plan
+from meshnode.errors import ConfigError
+from meshnode.identity.certificates import Role
+from meshnode.identity.invites import MOST_ADDRESSES, format_invite
+from meshnode.io.http.access import admin_route
+from meshnode.io.http.body import decode, read_body
+from meshnode.io.transport.join_desk import JoinDesk
+
+
+class AdminRoutes:
+    """The routes of one node. `desk` is None where this node admits nobody."""
+
+    def __init__(
+        self,
+        mediator: Mediator,
+        desk: JoinDesk | None,
+        status: Callable[[], NodeStatus],
+        stop: Callable[[], None],
+    ) -> None:
+        self._mediator = mediator
+        self._desk = desk
+        self._status = status
+        self._stop = stop
+
+    def routes(self, token: str) -> list[Route]:
+        """All routes, each behind the token."""
+        table: list[tuple[str, str, Callable[[Request], Awaitable[object]]]] = [
+            ("GET", "/api/status", self.status),
+            ("POST", "/api/invites", self.invite),
+            ("GET", "/api/invites", self.invites),
+            ("DELETE", "/api/invites/{id}", self.revoke),
+            ("POST", "/api/plan", self.plan),
+            ("POST", "/api/shutdown", self.shutdown),
+        ]
+        return [admin_route(path, [method], token, handler) for method, path, handler in table]
+
+    async def status(self, request: Request) -> NodeStatus:
+        """GET /api/status."""
+        return self._status()
+
+    async def invite(self, request: Request) -> InviteIssued:
+        """POST /api/invites: make one, durable before it is shown."""
+        desk = self._require_desk()
+        asked = decode(await read_body(request) or b"{}", InviteRequest)
+        if asked.role not in tuple(Role):
+            raise ConfigError(f"{asked.role!r} is not a role", "member or client")
+        addresses = self._mediator.me.addresses[:MOST_ADDRESSES]
+        life = timedelta(seconds=asked.expires_s)
+        invite = await desk.invite(addresses, asked.uses, life, Role(asked.role))
+        return InviteIssued(format_invite(invite), invite.invite_id.hex(), invite.expires)
+
+    async def invites(self, request: Request) -> InviteListings:
+        """GET /api/invites."""
+        now = datetime.now(UTC)
+        return InviteListings(
+            tuple(
+                InviteListing(
+                    entry.invite_id.hex(), entry.role, entry.state(now), entry.uses, len(entry.admitted), entry.expires
+                )
+                for entry in self._require_desk().book.entries
+            )
+        )
+
+    async def revoke(self, request: Request) -> None:
+        """DELETE /api/invites/{id}."""
+        try:
+            wanted = bytes.fromhex(request.path_params["id"])
+        except ValueError:
+            raise ConfigError("that is no invite id", "`meshnode invites` lists them") from None
+        await self._require_desk().change(lambda book: book.revoke(wanted, datetime.now(UTC)))
+
+    async def plan(self, request: Request) -> PlanAnswer:
+        """POST /api/plan: what this mesh would do, now; nothing is loaded or reserved."""
+        asked = decode(await read_body(request), PlanRequest)
+        demand = Demand(
+            deployment=DeploymentId(token_hex(8)),
+            version=1,
+            author=self._mediator.node,
+            manifest_digest=asked.footprint.manifest_digest,
+            model=asked.footprint.name,
+            context=asked.context,
+            lanes=asked.lanes,
+            kv_type=asked.kv_type,
+        )
+        inventory = Inventory(self._mediator.inventory(""))
+        outcome = await trio.to_thread.run_sync(partial(make_plan, demand, asked.footprint, inventory))
+        return PlanAnswer(plan=outcome) if isinstance(outcome, Plan) else PlanAnswer(shortfall=outcome)
+
+    async def shutdown(self, request: Request) -> None:
+        """POST /api/shutdown: drain and leave."""
+        self._stop()
+
+    def _require_desk(self) -> JoinDesk:
+        if self._desk is None:
+            raise ConfigError(
+                "this node cannot invite: it holds no issuer key",
+                "Run `meshnode invite` on the machine that made the mesh.",
+            )
+        return self._desk

@@ -1,0 +1,214 @@
+"""Heads of the runs this node coordinates: connect to first and last stage, probe, serve.
+
+Invariant: a run is served from the moment its probe came back until its pipeline ends, and every head that was opened
+is reported once as opened or failed, and once more when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from meshnode.app.hops import HopSeats
+from meshnode.app.shelf import ServableModel
+from meshnode.core.coordination.run import Hops
+from meshnode.core.node.events import Event, HeadFailed, HeadOpened
+from meshnode.core.serving.options import ServingOptions
+from meshnode.core.serving.request import Generation, Sampled
+from meshnode.core.serving.text import Conversation, Vocabulary
+from meshnode.errors import MeshError, PeerError, StageError, StageLost
+from meshnode.identity.certificates import make_stage
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import NodeId
+from meshnode.io.stage.headstream import secure
+from meshnode.io.stage.pipeline import HeadPipeline
+from meshnode.io.transport.tls import check_stage_peer, stage_context
+from meshnode.wire.fence import Fence
+from meshnode.wire.messages import Claim
+from meshnode.wire.sampling import Sampling
+
+log = logging.getLogger("meshnode.head")
+
+OPEN_S = 25.0
+"""Both connections and the probe; below the coordinator's own limit (run.CONNECT_S), so that the reason is known."""
+PROBE_TOKENS = 16
+"""A short prompt through every stage before the run is listed (COORDINATION, probe)."""
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """io.http.backend.ServedModel of one run."""
+
+    model: ServableModel
+    pipeline: HeadPipeline
+    claim: Claim
+    created: int
+
+    @property
+    def id(self) -> str:
+        """The name clients ask for."""
+        return self.claim.model
+
+    @property
+    def context(self) -> int:
+        """Tokens one request may use."""
+        return self.claim.options.context
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What tokens say."""
+        return self.model.vocabulary
+
+    async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
+        """Token ids of `text`."""
+        return await self.model.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    async def render(self, conversation: Conversation) -> str:
+        """The prompt of a chat."""
+        return await self.model.tokenizer.render(conversation)
+
+    def counters(self) -> dict[str, int]:
+        """Lanes, queue and rejections, for /health."""
+        now = self.pipeline.statistics()
+        rejected = {f"rejected_{reason}": count for reason, count in now.rejected.items()}
+        return {"lanes": now.lanes, "lanes_busy": now.lanes_busy, "queued": now.queued, **rejected}
+
+    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[Sampled]]:
+        """Stream one generation."""
+        return self.pipeline.generate(request)
+
+
+class Heads:
+    """The heads of this node, by fence."""
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        seats: HopSeats,
+        dial_stage: Callable[[NodeId, bytes], Awaitable[socket.socket]],
+        model_of: Callable[[str], ServableModel],
+        post: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        self._credentials = credentials
+        self._seats = seats
+        self._dial_stage = dial_stage
+        self._model_of = model_of
+        self._post = post
+        self._scopes: dict[Fence, trio.CancelScope] = {}
+        self._returns: dict[Fence, trio.MemoryReceiveChannel[socket.socket]] = {}
+        self.serving: dict[Fence, ServedRun] = {}
+
+    def expect(self, claim: Claim, hops: Hops) -> None:
+        """Take the last stage's connection from now on, before any stage is told to dial."""
+        into, arriving = trio.open_memory_channel[socket.socket](1)
+        self._returns[claim.fence] = arriving
+
+        async def take(connection: socket.socket) -> None:
+            try:
+                into.send_nowait(connection)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                connection.close()
+
+        self._seats.open(hops.tokens[-1], take)
+
+    async def open(self, claim: Claim, hops: Hops, created: int) -> None:
+        """Connect, probe, serve until the pipeline ends or `close`."""
+        scope = self._scopes[claim.fence] = trio.CancelScope()
+        try:
+            with scope:
+                await self._serve(claim, hops, created)
+        except* MeshError as errors:
+            reason = str(_first(errors))
+            log.warning("%s: the head ended: %s", claim.fence, reason)
+            await self._post(HeadFailed(claim.fence, reason))
+        finally:
+            self._seats.close(hops.tokens[-1])
+            self._scopes.pop(claim.fence, None)
+            self.serving.pop(claim.fence, None)
+            self._returns.pop(claim.fence).close()
+
+    def close(self, fence: Fence) -> None:
+        """End the head of `fence`; requests in it get a typed error."""
+        run = self.serving.pop(fence, None)
+        if run is not None:
+            run.pipeline.drain("the run ended")
+        scope = self._scopes.get(fence)
+        if scope is not None:
+            scope.cancel()
+
+    async def _serve(self, claim: Claim, hops: Hops, created: int) -> None:
+        model = self._model_of(claim.manifest_digest)
+        own = self._head_credentials(hops.names[-1])
+        with trio.move_on_after(OPEN_S) as opening:
+            first = await self._dial_first(claim, hops, own)
+            last = await self._accept_last(claim, hops, own)
+            options = ServingOptions(
+                stages=len(claim.stages),
+                context=claim.options.context,
+                vocabulary=len(model.vocabulary.pieces),
+                end_tokens=model.vocabulary.end,
+                lanes=claim.options.lanes,
+                chunk=claim.options.chunk,
+            )
+            pipeline = HeadPipeline(options, claim.fence, first, last)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(pipeline.run)
+                await self._probe(pipeline, claim, options.vocabulary)
+                opening.deadline = float("inf")
+                self.serving[claim.fence] = ServedRun(model, pipeline, claim, created)
+                await self._post(HeadOpened(claim.fence))
+        if opening.cancelled_caught:
+            raise StageLost(f"the pipeline did not answer within {OPEN_S:g} s")
+
+    def _head_credentials(self, name: str) -> Credentials:
+        node = self._credentials()
+        key = Ed25519PrivateKey.generate()
+        leaf = make_stage(node.authority, key.public_key(), name, datetime.now(UTC))
+        return Credentials(key, (leaf, *node.chain), node.root)
+
+    async def _dial_first(self, claim: Claim, hops: Hops, own: Credentials) -> trio.SSLStream[trio.SocketStream]:
+        raw = await self._dial_stage(claim.stages[0].node, hops.tokens[0])
+        return await _secure(raw, own, hops.names[0], server=False)
+
+    async def _accept_last(self, claim: Claim, hops: Hops, own: Credentials) -> trio.SSLStream[trio.SocketStream]:
+        arriving = self._returns[claim.fence]
+        while True:
+            raw = await arriving.receive()
+            try:
+                return await _secure(raw, own, hops.names[-2], server=True)
+            except (PeerError, StageLost) as error:
+                log.warning("%s: a connection to the head was refused: %s", claim.fence, error)
+
+    async def _probe(self, pipeline: HeadPipeline, claim: Claim, vocabulary: int) -> None:
+        """One short greedy generation: finite numbers came through every stage, or an error did."""
+        prompt = tuple(token % vocabulary for token in range(1, PROBE_TOKENS + 1))
+        request = Generation(f"probe-{claim.fence.run}", prompt, 1, Sampling(temperature=0.0, ignore_eos=True))
+        async with pipeline.generate(request) as tokens:
+            async for sampled in tokens:
+                if not 0 <= sampled.token < vocabulary:
+                    raise StageError("probe_failed", "the probe gave a token outside the vocabulary")
+                return
+        raise StageError("probe_failed", "the probe gave no token")
+
+
+async def _secure(
+    raw: socket.socket, own: Credentials, peer_name: str, *, server: bool
+) -> trio.SSLStream[trio.SocketStream]:
+    """TLS with exactly `peer_name` at the other end."""
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    context = stage_context(server, own.chain_pem, own.key, own.root_pem)
+    return await secure(raw, context, lambda der: check_stage_peer(der, peer_name), server=server)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

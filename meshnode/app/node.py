@@ -1,0 +1,329 @@
+"""A whole node: data directory, mesh port, mediator, stages, heads, endpoint, wired and run until told to stop.
+
+Start order: what a person can get wrong first (model file, invite, ports), then what others see. Nothing is written
+before it is known to be right.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import psutil
+import trio
+
+from meshnode import __version__
+from meshnode.app.admin import NODE_FILE, RunningNode
+from meshnode.app.admin_routes import AdminRoutes
+from meshnode.app.authority import NodeAuthority
+from meshnode.app.config import Settings
+from meshnode.app.control import ControlLinks
+from meshnode.app.directory import MeshDirectory
+from meshnode.app.heads import Heads
+from meshnode.app.hops import HopSeats
+from meshnode.app.intent import Intent, Join, Resume, Serve
+from meshnode.app.passing import answer
+from meshnode.app.runtime import Runtime
+from meshnode.app.shelf import ServableModel, Shelf
+from meshnode.app.stages import Post, Stages
+from meshnode.core.node.events import Demanded, PeerFound, Stopping
+from meshnode.core.node.mediator import Mediator, Self
+from meshnode.core.node.snapshot import status
+from meshnode.core.node.status import NodeStatus
+from meshnode.core.planning.demand import Demand, DeploymentId
+from meshnode.core.planning.inventory import offered_bytes
+from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import NodeId, short
+from meshnode.identity.invite_book import InviteBook
+from meshnode.identity.invites import check_not_expired, mesh_pin, parse_invite
+from meshnode.io.artifacts import BulkClient, serve_bulk
+from meshnode.io.disk.atomic import write_atomic
+from meshnode.io.disk.directory import DataDirectory, Membership
+from meshnode.io.http.access import LOOPBACK_HOSTS, Access
+from meshnode.io.http.endpoint import HttpEndpoint, build_endpoint
+from meshnode.io.http.server import listen, serve_http
+from meshnode.io.llama.gguf_file import open_model
+from meshnode.io.stage.tokenizer import open_tokenizer
+from meshnode.io.transport.addresses import join_address, local_addresses
+from meshnode.io.transport.join import redeem
+from meshnode.io.transport.join_desk import JoinDesk
+from meshnode.io.transport.stream import Stream
+from meshnode.io.transport.transport import Handlers, Transport
+from meshnode.wire.preface import StreamClass
+
+DRAIN_S = 3.0
+"""For answers under way: they get a terminal event within this time."""
+LEAVE_S = 1.0
+"""For the last messages to peers; a node leaves within 5 s."""
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
+
+async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None:
+    """Run one node until `stop` is set, then drain and leave.
+
+    Raises ConfigError (ModelError, InviteError) for what the user can mend, LinkLost when an invite's issuer cannot be
+    reached. Nothing is left behind but the data directory.
+    """
+    if isinstance(intent, Serve):
+        await trio.to_thread.run_sync(open_model, intent.model)
+    data = DataDirectory.open(settings.data)
+    try:
+        membership, found = await _become_member(data, intent)
+        node = Node(settings, data, membership)
+        await node.run(intent, found, stop)
+    finally:
+        data.close()
+
+
+async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membership, list[PeerFound]]:
+    """The membership to run with, and whom to dial first."""
+    now = datetime.now(UTC)
+    present = data.membership(now)
+    known = [PeerFound(node, addresses) for node, addresses in data.peers().items()]
+    match intent:
+        case Join(invite=text):
+            invite = parse_invite(text)
+            if present is not None:
+                if mesh_pin(present.credentials.mesh_id) != invite.mesh_pin:
+                    raise ConfigError(
+                        f"{data.path} belongs to mesh {short(present.credentials.mesh_id)}, the invite is for another",
+                        "Join the other mesh with a data directory of its own: --data PATH.",
+                    )
+                return present, known
+            check_not_expired(invite, now)
+            joined = await redeem(invite, data.node_key(), now)
+            membership = data.join_mesh(joined.credentials)
+            return membership, [PeerFound(joined.issuer_node, (joined.address,))]
+        case Serve():
+            return present or data.make_mesh(now), known
+        case Resume():
+            if present is None:
+                raise InviteError(
+                    "this machine is not a member of a mesh yet",
+                    "Run `meshnode invite` on a machine of the mesh, then `meshnode join <invite>` here.",
+                )
+            return present, known
+
+
+class Node:
+    """The parts of one running node. Made with what is on disk; `run` does everything else."""
+
+    def __init__(self, settings: Settings, data: DataDirectory, membership: Membership) -> None:
+        self.settings = settings
+        self.data = data
+        self.credentials = membership.credentials
+        self.issuer = membership.issuer
+        self.transport = Transport(self.credentials)
+        self.seats = HopSeats()
+        self.mesh_port = 0
+        self.api_url = ""
+        self._ready = trio.Event()
+        self._drained = trio.Event()
+        self._models: dict[str, ServableModel] = {}
+        self._opening: dict[str, tuple[int, int]] = {}
+
+    async def run(self, intent: Intent, found: list[PeerFound], stop: trio.Event) -> None:
+        """Serve until `stop`, then leave."""
+        settings = self.settings
+        listener = listen(settings.api_host, settings.api_port)
+        desk = self._desk()
+        http_stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            try:
+                join = desk.handle if desk is not None else None
+                handlers = Handlers(self._member, join, self.seats.arrived)
+                host = None if settings.listen in ANY_ADDRESS else settings.listen
+                self.mesh_port = await nursery.start(self.transport.serve, host, settings.port, handlers)
+                self._assemble()
+            except BaseException:
+                listener.close()
+                raise
+            nursery.start_soon(self.runtime.run)
+            endpoint = self._endpoint(desk, stop)
+            self._endpoint_for_peers = endpoint
+            port = await nursery.start(self._serve_http, endpoint, listener, http_stop)
+            self.api_url = f"http://{join_address(settings.api_host, port)}"
+            self._ready.set()
+            nursery.start_soon(self._remember_peers)
+            running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
+            node_file = self.data.path / NODE_FILE
+            write_atomic(node_file, msgspec.json.encode(running))
+            try:
+                for peer in found:
+                    await self.runtime.post(peer)
+                if isinstance(intent, Serve):
+                    nursery.start_soon(self._serve_model, intent.model)
+                await stop.wait()
+            finally:
+                node_file.unlink(missing_ok=True)
+            await self._leave(http_stop)
+            nursery.cancel_scope.cancel()
+
+    def status(self) -> NodeStatus:
+        """The frozen snapshot."""
+        issuer = self.issuer is not None
+        frozen = status(self.mediator, trio.current_time(), api_url=self.api_url, issuer=issuer)
+        return msgspec.structs.replace(frozen, opening=dict(self._opening), stages=self.stages.pids())
+
+    # --- wiring -----------------------------------------------------------------------------------------------
+
+    def _assemble(self) -> None:
+        """Everything that needs the mesh port's number."""
+        settings = self.settings
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        me = Self(
+            name=settings.name,
+            role=self.credentials.role.value,
+            addresses=self._addresses(),
+            memory_usable=offered_bytes(psutil.virtual_memory().available, settings.memory or None),
+            incarnation=self.data.next_incarnation(),
+            cores=cores,
+            software=__version__,
+            llama=version("llama-cpp-python"),
+        )
+        authority = NodeAuthority(self.credentials, lambda: datetime.now(UTC))
+        self.mediator = Mediator(me, authority, secrets.token_bytes, trio.current_time())
+        ledger = self.data.ledger()
+        if ledger is not None:
+            self.mediator.ledger.restore(ledger)
+        self.runtime = Runtime(self.mediator, self.data.store_ledger)
+        self.shelf = Shelf(self.data.cache, self._open_bulk, self.mediator.node)
+        self.links = ControlLinks(self.transport, self.mediator.node, self.runtime.post)
+        post = Post(self.runtime.post, self.runtime.hint)
+        threads = settings.threads or cores
+        self.stages = Stages(self._own, self.seats, self._dial_stage, self.shelf, post, threads)
+        self.heads = Heads(self._own, self.seats, self._dial_stage, self._model_of, self.runtime.post)
+        self.runtime.attach(self.links, self.stages, self.heads)
+        self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
+
+    def _own(self) -> Credentials:
+        return self.credentials
+
+    def _addresses(self) -> tuple[str, ...]:
+        settings = self.settings
+        if settings.advertise:
+            return settings.advertise
+        if settings.listen in ANY_ADDRESS:
+            return local_addresses(self.mesh_port)
+        return (join_address(settings.listen, self.mesh_port),)
+
+    def _desk(self) -> JoinDesk | None:
+        if self.issuer is None:
+            return None
+
+        async def persist(book: InviteBook) -> None:
+            await trio.to_thread.run_sync(self.data.store_invites, book)
+
+        return JoinDesk(self.credentials, self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+
+    def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
+        routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
+        hosts = LOOPBACK_HOSTS | {self.settings.api_host}
+        return build_endpoint(self.directory, routes.routes(self.data.api_token()), Access(hosts=frozenset(hosts)))
+
+    # --- connections ------------------------------------------------------------------------------------------
+
+    async def _member(self, stream: Stream) -> None:
+        """An authenticated stream that a peer opened."""
+        await self._ready.wait()
+        match stream.stream_class:
+            case StreamClass.CONTROL:
+                await self.links.accepted(stream)
+            case StreamClass.BULK:
+                if stream.peer.role.value != "member":
+                    raise PeerError("only members get artifacts")
+                await serve_bulk(stream, self.shelf.library)
+            case StreamClass.REQUEST:
+                await answer(stream, self._endpoint_for_peers.passed)
+            case _:
+                raise PeerError("a member stream of a class that carries nothing")
+
+    @asynccontextmanager
+    async def _open_bulk(self, node: NodeId) -> AsyncIterator[BulkClient]:
+        stream = await self.transport.dial(node, self.mediator.addresses_of(node), StreamClass.BULK)
+        try:
+            yield BulkClient(stream, self.mediator.name_of(node))
+        finally:
+            await stream.aclose()
+
+    async def _dial_stage(self, node: NodeId, token: bytes) -> socket.socket:
+        """A socket to the stage (or head) behind `token` on `node`, over the first address that answers."""
+        problem: MeshError = LinkLost(f"no address of {self.mediator.name_of(node)} is known")
+        for address in self.mediator.addresses_of(node):
+            try:
+                return await self.transport.dial_stage(address, token)
+            except MeshError as error:
+                problem = error
+        raise problem
+
+    async def _remember_peers(self) -> None:
+        """Keep the addresses of members on disk, for the next start."""
+        kept: dict[NodeId, tuple[str, ...]] = {}
+        while True:
+            entries = self.mediator.roster.entries.items()
+            present = {node: entry.body.addresses for node, entry in entries if not entry.left}
+            if present != kept:
+                await trio.to_thread.run_sync(self.data.store_peers, present)
+                kept = present
+            await self.runtime.changed()
+
+    # --- models -----------------------------------------------------------------------------------------------
+
+    def _model_of(self, digest: str) -> ServableModel:
+        return self._models[digest]
+
+    async def _serve_model(self, path: Path) -> None:
+        """Hash the model, start its tokenizer, ask for it, and keep the tokenizer alive."""
+        created = int(time.time())
+        self.directory.opening[path.stem] = created
+
+        def progress(done: int, total: int) -> None:
+            self._opening[path.stem] = (done, total)
+
+        local = await self.shelf.open(path, progress)
+        async with trio.open_nursery() as nursery, open_tokenizer(nursery, path) as tokenizer:
+            self._models[local.digest] = ServableModel(local, tokenizer)
+            demand = Demand(
+                deployment=DeploymentId(secrets.token_hex(8)),
+                version=1,
+                author=self.mediator.node,
+                manifest_digest=local.digest,
+                model=local.name,
+                context=self.settings.context,
+                lanes=self.settings.lanes,
+                kv_type=self.settings.kv_type,
+            )
+            await self.runtime.post(Demanded(demand, local.footprint, created))
+            self.directory.opening.pop(path.stem, None)
+            self._opening.pop(path.stem, None)
+            await trio.sleep_forever()
+
+    async def _serve_http(
+        self,
+        endpoint: HttpEndpoint,
+        listener: socket.socket,
+        stop: trio.Event,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            await serve_http(endpoint, listener, stop, task_status)
+        finally:
+            self._drained.set()
+
+    async def _leave(self, http_stop: trio.Event) -> None:
+        """Drain: streams get their terminal event, stages end, peers hear that this node leaves."""
+        http_stop.set()
+        with trio.move_on_after(DRAIN_S):
+            await self._drained.wait()
+        await self.runtime.post(Stopping())
+        with trio.move_on_after(LEAVE_S):
+            await self.links.drain()

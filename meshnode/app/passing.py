@@ -1,0 +1,116 @@
+"""API requests between nodes, over a REQUEST stream: one request each, the answer in pieces, closing cancels.
+
+    -> Asked, then the body in frames of at most FRAME bytes
+    <- Answering (status, headers), then frames: the body in pieces; an empty frame ends it
+
+Invariant: a stream carries one request, and a side that goes away is noticed by the other on its next read or write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+from starlette.types import ASGIApp
+
+from meshnode.errors import LinkLost, MeshError, PeerError
+from meshnode.io.http.backend import PassedRequest
+from meshnode.io.http.passing import answer_here
+from meshnode.io.transport.stream import Stream
+from meshnode.wire.limits import REQUEST_BODY, REQUEST_FRAME
+
+PIECE: Final = REQUEST_FRAME // 2
+"""Of a body; the rest of a frame is room for growth."""
+ANSWER_S: Final = 900.0
+"""Until the answer begins: a non-streamed answer begins when it is complete."""
+
+_T = TypeVar("_T")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """An API request without its body."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body_bytes: int
+
+
+class Answering(msgspec.Struct, frozen=True):
+    """The beginning of an answer."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+
+
+class StreamedAnswer:
+    """io.http.backend.PassedAnswer over a stream."""
+
+    def __init__(self, begun: Answering, chunks: AsyncIterator[bytes]) -> None:
+        self.status = begun.status
+        self.headers = begun.headers
+        self.chunks = chunks
+
+
+@asynccontextmanager
+async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedAnswer]:
+    """Send `request`; leaving the context ends it over there. LinkLost or PeerError when the other node fails."""
+    try:
+        asked = Asked(request.method, request.path, request.headers, len(request.body))
+        await stream.send_frame(msgspec.msgpack.encode(asked))
+        for at in range(0, len(request.body), PIECE):
+            await stream.send_frame(request.body[at : at + PIECE])
+        begun: Answering | None = None
+        with trio.move_on_after(ANSWER_S):
+            begun = _decode(await stream.receive_frame(), Answering)
+        if begun is None:
+            raise LinkLost("the node that serves this model did not answer in time")
+        yield StreamedAnswer(begun, _pieces(stream))
+    finally:
+        await stream.aclose()
+
+
+async def answer(stream: Stream, app: ASGIApp) -> None:
+    """Serve the one request of `stream` on `app`. MeshError when the asking node goes away or breaks the rules."""
+    asked = _decode(await stream.receive_frame(), Asked)
+    if not 0 <= asked.body_bytes <= REQUEST_BODY:
+        raise PeerError("a passed request with an impossible body")
+    body = bytearray()
+    while len(body) < asked.body_bytes:
+        body += await stream.receive_frame()
+    if len(body) != asked.body_bytes:
+        raise PeerError("a passed request with another body than announced")
+    request = PassedRequest(asked.method, asked.path, asked.headers, bytes(body))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
+        async with answer_here(app, request) as answered:
+            await stream.send_frame(msgspec.msgpack.encode(Answering(answered.status, answered.headers)))
+            async for chunk in answered.chunks:
+                for at in range(0, len(chunk), PIECE):
+                    await stream.send_frame(chunk[at : at + PIECE])
+            await stream.send_frame(b"")
+        nursery.cancel_scope.cancel()
+
+
+async def _cancel_when_gone(stream: Stream, scope: trio.CancelScope) -> None:
+    """The asking node sends nothing more: whatever a read brings is its end."""
+    try:
+        await stream.receive_frame()
+    except MeshError:
+        pass
+    scope.cancel()
+
+
+async def _pieces(stream: Stream) -> AsyncIterator[bytes]:
+    while piece := await stream.receive_frame():
+        yield piece
+
+
+def _decode(frame: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.msgpack.decode(frame, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise PeerError(f"malformed {kind.__name__}: {type(error).__name__}") from None

@@ -1,0 +1,170 @@
+"""The runtime: hands events to the mediator one by one and executes its effects in their order.
+
+Invariant: effects of one event are begun before the next event is looked at, and a Persist is durable before anything
+behind it is begun. Time enters the core here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol, assert_never
+
+import trio
+
+from meshnode.core.coordination.run import Hops
+from meshnode.core.node import effects as do
+from meshnode.core.node.events import Event, Planned, TimePassed
+from meshnode.core.node.mediator import Mediator
+from meshnode.core.planning.planner import make_plan
+from meshnode.errors import MeshError
+from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence
+from meshnode.wire.messages import AnyMessage, Claim, Prepare
+
+log = logging.getLogger("meshnode.node")
+
+EVENTS = 256
+"""Events waiting: every producer waits for room, so a burst slows its source and nothing else."""
+LONGEST_SLEEP_S = 1.0
+"""A machine that was suspended notices within this time."""
+
+
+class Links(Protocol):
+    """What the runtime needs of app.control."""
+
+    def send(self, peer: NodeId, message: AnyMessage) -> None:
+        """Queue a message."""
+
+    def close(self, peer: NodeId, reason: str) -> None:
+        """End a link."""
+
+    async def dial(self, node: NodeId, addresses: tuple[str, ...]) -> None:
+        """Dial and serve a link until it ends."""
+
+
+class Stages(Protocol):
+    """What the runtime needs of app.stages."""
+
+    async def prepare(self, order: Prepare) -> None:
+        """Fetch, start, load; reports by itself."""
+
+    async def connect(self, fence: Fence) -> None:
+        """Dial the downstream of the stages of `fence`; reports by itself."""
+
+    def stop(self, fence: Fence) -> None:
+        """End the stages of `fence`."""
+
+
+class Heads(Protocol):
+    """What the runtime needs of app.heads."""
+
+    def expect(self, claim: Claim, hops: Hops) -> None:
+        """Listen for the last stage's connection, before any stage is told to dial."""
+
+    async def open(self, claim: Claim, hops: Hops, created: int) -> None:
+        """Connect and probe, then serve until the head ends; reports by itself."""
+
+    def close(self, fence: Fence) -> None:
+        """End the head of `fence`."""
+
+
+class Runtime:
+    """One mediator and the world around it. `attach` the parts before `run`."""
+
+    def __init__(self, mediator: Mediator, persist: Callable[[bytes], None]) -> None:
+        self.mediator = mediator
+        self._persist = persist
+        self._into, self._events = trio.open_memory_channel[Event](EVENTS)
+        self._links: Links | None = None
+        self._stages: Stages | None = None
+        self._heads: Heads | None = None
+        self._changed = trio.Event()
+
+    def attach(self, links: Links, stages: Stages, heads: Heads) -> None:
+        """The parts that effects are executed on."""
+        self._links, self._stages, self._heads = links, stages, heads
+
+    async def post(self, event: Event) -> None:
+        """Hand in an event; waits for room."""
+        await self._into.send(event)
+
+    def hint(self, event: Event) -> None:
+        """Hand in an event that may be lost: a later one of its kind replaces it."""
+        try:
+            self._into.send_nowait(event)
+        except trio.WouldBlock:
+            pass
+
+    async def changed(self) -> None:
+        """Wait until any event has been handled."""
+        await self._changed.wait()
+
+    async def run(self) -> None:
+        """Handle events until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                deadline = self.mediator.deadline()
+                wake = min(deadline if deadline is not None else trio.current_time() + 1e9, self._latest())
+                event: Event = TimePassed()
+                with trio.move_on_at(wake):
+                    event = await self._events.receive()
+                await self._execute_all(self.mediator.handle(event, trio.current_time()), nursery)
+                changed, self._changed = self._changed, trio.Event()
+                changed.set()
+
+    async def _execute_all(self, effects: list[do.Effect], nursery: trio.Nursery) -> None:
+        for effect in effects:
+            try:
+                await self._execute(effect, nursery)
+            except (OSError, MeshError):
+                # Only Persist fails here. What stands behind it must not happen: a grant that is not on disk is none.
+                log.exception("%s could not be done, and what follows is left out", type(effect).__name__)
+                return
+
+    @staticmethod
+    async def _guard(act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """An effect is not worth the node: our own bug in one is logged, and the rest goes on."""
+        try:
+            await act(*arguments)
+        except Exception:  # the one broad except (STYLE): everything typed was handled below
+            log.exception("%s failed", getattr(act, "__qualname__", "an effect"))
+
+    async def _execute(self, effect: do.Effect, nursery: trio.Nursery) -> None:
+        assert self._links is not None
+        assert self._stages is not None
+        assert self._heads is not None
+        match effect:
+            case do.Send():
+                self._links.send(effect.peer, effect.message)
+            case do.Dial():
+                nursery.start_soon(self._guard, self._links.dial, effect.node, effect.addresses)
+            case do.CloseLink():
+                self._links.close(effect.peer, effect.reason)
+            case do.Persist():
+                await trio.to_thread.run_sync(self._persist, effect.ledger)
+            case do.MakePlan():
+                nursery.start_soon(self._guard, self._plan, effect)
+            case do.PrepareStage():
+                nursery.start_soon(self._guard, self._stages.prepare, effect.order)
+            case do.ConnectStages():
+                nursery.start_soon(self._guard, self._stages.connect, effect.fence)
+            case do.StopStages():
+                self._stages.stop(effect.fence)
+            case do.OpenHead():
+                self._heads.expect(effect.claim, effect.hops)
+                nursery.start_soon(self._guard, self._heads.open, effect.claim, effect.hops, effect.created)
+            case do.CloseHead():
+                self._heads.close(effect.fence)
+            case do.Trace():
+                log.info("%s", effect.message)
+            case _:
+                assert_never(effect)
+
+    async def _plan(self, order: do.MakePlan) -> None:
+        outcome = await trio.to_thread.run_sync(make_plan, order.demand, order.footprint, order.inventory)
+        await self.post(Planned(order.deployment, order.serial, outcome))
+
+    @staticmethod
+    def _latest() -> float:
+        return trio.current_time() + LONGEST_SLEEP_S

@@ -1,0 +1,159 @@
+"""Models whose file lies on this node, and the slices that its stages load.
+
+Hashing a model takes as long as reading it, so the manifest is remembered for as long as the file is the same by
+path, size, time and inode.
+
+Invariant: everything that reads a file runs in a thread, and a model is offered to others only after it was hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import trio
+
+from meshnode.app.stages import SlicePaths
+from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.serving.text import Vocabulary
+from meshnode.errors import ModelError, PeerError, Unavailable
+from meshnode.identity.ids import NodeId
+from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource
+from meshnode.io.artifacts.shapes import Source
+from meshnode.io.disk.atomic import write_atomic
+from meshnode.io.llama.footprint import footprint_of
+from meshnode.io.llama.gguf_file import GgufModel, open_model
+from meshnode.io.llama.manifest import build_manifest, open_artifacts
+from meshnode.io.llama.slicing import SliceLayout, layout_embedding, layout_slice
+from meshnode.io.stage.tokenizer import Tokenizer
+from meshnode.wire.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from meshnode.wire.messages import Prepare
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A GGUF file of this node, hashed and understood."""
+
+    path: Path
+    name: str
+    manifest: Manifest
+    digest: str
+    footprint: ModelFootprint
+
+
+@dataclass(frozen=True)
+class ServableModel:
+    """A local model with a tokenizer process: what a head needs."""
+
+    local: LocalModel
+    tokenizer: Tokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the model's tokens say."""
+        return self.tokenizer.vocabulary
+
+
+class GgufLayouts:
+    """io.artifacts.Layouts by the slicing rules of io.llama."""
+
+    def slice(self, metadata: Path, manifest: Manifest, first: int, last: int) -> SliceLayout:
+        """Layers [first, last)."""
+        return layout_slice(open_model(metadata).keys, manifest, first, last)
+
+    def embedding(self, metadata: Path, manifest: Manifest) -> SliceLayout:
+        """The token embedding alone."""
+        return layout_embedding(open_model(metadata).keys, manifest)
+
+
+class Shelf:
+    """Local models, and slices from them, from the cache, or from the node that has the file."""
+
+    def __init__(
+        self, cache: Path, open_bulk: Callable[[NodeId], AbstractAsyncContextManager[BulkClient]], own: NodeId
+    ) -> None:
+        self._hashed = cache / "hashed"
+        self._open_bulk = open_bulk
+        self._own = own
+        self._models: dict[str, LocalModel] = {}
+        self._sources: dict[str, ModelSource] = {}
+        self.store = ArtifactStore(cache, GgufLayouts())
+        self.library = Library(self.store)
+
+    async def open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
+        """Read, hash and offer a model file. `progress(bytes done, total)` may be called from a thread.
+
+        Raises ModelError for anything that is no usable GGUF.
+        """
+        local = await trio.to_thread.run_sync(partial(self._open, path, progress), abandon_on_cancel=True)
+        self._models[local.digest] = local
+        return local
+
+    async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
+        """The files that `order` needs. Raises MeshError."""
+        local = self._models.get(order.manifest_digest)
+        if local is not None and order.first == 0 and order.last == order.layers:
+            return SlicePaths(local.path)
+        own = self._sources.get(order.manifest_digest)
+        if own is not None or order.source == self._own:
+            return await self._prepare(order, [own] if own is not None else [], progress)
+        async with self._open_bulk(order.source) as remote:
+            return await self._prepare(order, [remote], progress)
+
+    async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
+        prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
+        if prepared.manifest.layers != order.layers:
+            raise PeerError("the order names another number of layers than the manifest")
+        return SlicePaths(prepared.path, prepared.embedding)
+
+    def _open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
+        model = open_model(path)
+        name = _SHARD.sub("", path.stem)
+        footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
+        manifest = self._manifest(model, progress)
+        digest = manifest_digest(manifest)
+        source = ModelSource(manifest, open_artifacts(model, manifest).read)
+        self._sources[digest] = source
+        self.library.add(source)
+        return LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
+
+    def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
+        remembered = self._hashed / f"{_identity(model)}.msgpack"
+        try:
+            return decode_manifest(remembered.read_bytes())
+        except (OSError, PeerError):
+            pass
+
+        def report(done: int, total: int) -> bool:
+            progress(done, total)
+            return True
+
+        manifest = build_manifest(model, report)
+        self._hashed.mkdir(parents=True, exist_ok=True)
+        write_atomic(remembered, encode_manifest(manifest))
+        return manifest
+
+
+def _identity(model: GgufModel) -> str:
+    """What tells that a model's files are the ones that were hashed."""
+    parts = []
+    for path in model.files:
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}") from None
+        parts.append((str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino))
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
+
+
+def unavailable(model: str) -> Unavailable:
+    """Nobody serves `model` at this moment."""
+    return Unavailable(f"{model} is not served at the moment: it is loading, or a machine of its pipeline is away")

@@ -1,0 +1,249 @@
+"""Stages of this node: fetch the slice, start the process, load, hand descriptors over, report.
+
+Invariant: for every Prepare there is at most one process, it is dead and reaped before memory it used is given to
+another, and every end that nobody ordered is reported once.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from meshnode.app.hops import HopSeats
+from meshnode.core.node.events import Event, StageReported
+from meshnode.errors import MeshError, StageError
+from meshnode.identity.certificates import make_stage, stage_name
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import NodeId
+from meshnode.identity.keys import public_key_of
+from meshnode.io.stage.process import StageProcess
+from meshnode.wire import stage_protocol
+from meshnode.wire.fence import Fence
+from meshnode.wire.limits import STAGE_HANDSHAKES
+from meshnode.wire.messages import Connected, Failed, Prepare, Progress, Ready
+
+log = logging.getLogger("meshnode.stage")
+
+REPORT_S = 0.25
+"""Progress is told at most so often: a person sees no more, and a link carries little."""
+LEAVE_S = 1.5
+"""From the order to end to SIGKILL: a node leaves within 5 s."""
+
+
+@dataclass(frozen=True)
+class SlicePaths:
+    """Where the files of a stage lie. `embedding` is None where the slice holds the token embedding itself."""
+
+    slice: Path
+    embedding: Path | None = None
+
+
+class Slices(Protocol):
+    """Where slices come from (app.shelf)."""
+
+    async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
+        """The files that `order` needs, fetched and verified. Raises MeshError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where events go: `wait` until there is room, or drop a `hint` that a later one replaces anyway."""
+
+    wait: Callable[[Event], Awaitable[None]]
+    hint: Callable[[Event], None]
+
+
+@dataclass
+class _Running:
+    """One stage under way."""
+
+    order: Prepare
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    process: StageProcess | None = None
+    handshakes: int = 0
+    reported_at: float = 0.0
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Stages:
+    """All stage processes of this node, by fence and stage."""
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        seats: HopSeats,
+        dial_stage: Callable[[NodeId, bytes], Awaitable[socket.socket]],
+        slices: Slices,
+        post: Post,
+        threads: int,
+    ) -> None:
+        """`threads`: what the native code of one stage may use."""
+        self._credentials = credentials
+        self._seats = seats
+        self._dial_stage = dial_stage
+        self._slices = slices
+        self._post = post.wait
+        self._hint = post.hint
+        self._threads = threads
+        self._running: dict[tuple[Fence, int], _Running] = {}
+        self._ending: set[trio.Event] = set()
+
+    async def prepare(self, order: Prepare) -> None:
+        """Bring a stage up and watch it until it ends; every outcome is reported."""
+        key = (order.fence, order.stage)
+        if key in self._running:
+            return
+        running = self._running[key] = _Running(order)
+        try:
+            with running.scope:
+                for ended in list(self._ending):
+                    await ended.wait()
+                await self._run(running)
+        except* MeshError as errors:
+            await self._failed(running, _first(errors))
+        finally:
+            self._seats.close(order.upstream.token)
+            del self._running[key]
+            self._ending.discard(running.ended)
+            running.ended.set()
+
+    async def connect(self, fence: Fence) -> None:
+        """Dial the downstream of every stage of `fence` here."""
+        for (owner, _), running in list(self._running.items()):
+            if owner == fence and running.process is not None:
+                await self._connect(running, running.process)
+
+    def stop(self, fence: Fence) -> None:
+        """End the stages of `fence`; a Prepare that follows waits until they are gone."""
+        for (owner, _), running in self._running.items():
+            if owner == fence:
+                self._ending.add(running.ended)
+                running.scope.cancel()
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by `<run>/<stage>`, for figures and tests."""
+        return {
+            f"{fence.run}/{stage}": running.process.pid
+            for (fence, stage), running in self._running.items()
+            if running.process is not None
+        }
+
+    async def _run(self, running: _Running) -> None:
+        order = running.order
+        paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
+        async with trio.open_nursery() as nursery:
+            name = f"stage {order.stage} ({order.fence.run[:8]})"
+            stage = await StageProcess.spawn(nursery, name, threads=self._threads, on_event=self._listener(running))
+            try:
+                await self._certify(stage, order)
+                report = self._reporter(running, "loading")
+                what = stage_protocol.LoadStage(
+                    slice_path=str(paths.slice),
+                    embedding_path=str(paths.embedding) if paths.embedding else "",
+                    stage=order.stage,
+                    stages=order.stages,
+                    first=order.first,
+                    last=order.last,
+                    layer_count=order.layers,
+                    manifest_digest=order.manifest_digest,
+                    options=order.options,
+                    threads=self._threads,
+                )
+                await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
+                running.process = stage
+                self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
+                await self._post(StageReported(Ready(order.fence, order.stage)))
+                raise await stage.wait_lost()
+            finally:
+                running.process = None
+                with trio.CancelScope(shield=True):
+                    await stage.shutdown(LEAVE_S)
+
+    async def _certify(self, stage: StageProcess, order: Prepare) -> None:
+        node = self._credentials()
+        key = public_key_of(await stage.prepare())
+        name = stage_name(order.stage, order.fence.run, node.node_id)
+        leaf = make_stage(node.authority, key, name, datetime.now(UTC))
+        signed = Credentials(node.key, (leaf, *node.chain), node.root)
+        await stage.credentials(
+            stage_protocol.Credentials(
+                chain=signed.chain_pem,
+                root=signed.root_pem,
+                upstream_name=order.upstream.peer_name,
+                downstream_name=order.downstream.peer_name,
+                fence=order.fence,
+            )
+        )
+
+    async def _connect(self, running: _Running, stage: StageProcess) -> None:
+        order = running.order
+        try:
+            connection = await self._dial_stage(order.downstream.node, order.downstream.token)
+            await stage.connect(stage_protocol.DOWNSTREAM, connection)
+        except MeshError as error:
+            await self._failed(running, error)
+        else:
+            await self._post(StageReported(Connected(order.fence, order.stage)))
+
+    def _taker(
+        self, running: _Running, stage: StageProcess, nursery: trio.Nursery
+    ) -> Callable[[socket.socket], Awaitable[None]]:
+        async def connect(connection: socket.socket) -> None:
+            try:
+                await stage.connect(stage_protocol.UPSTREAM, connection)
+            except MeshError as error:
+                log.warning("%s: a connection to stage %d was refused: %s", *_place(running), error)
+            finally:
+                running.handshakes -= 1
+
+        async def take(connection: socket.socket) -> None:
+            if running.handshakes >= STAGE_HANDSHAKES:
+                connection.close()
+                return
+            running.handshakes += 1
+            nursery.start_soon(connect, connection)
+
+        return take
+
+    def _reporter(self, running: _Running, phase: str) -> Callable[[int, int], None]:
+        order = running.order
+
+        def report(done: int, total: int) -> None:
+            now = trio.current_time()
+            if done < total and now - running.reported_at < REPORT_S:
+                return
+            running.reported_at = now
+            self._hint(StageReported(Progress(order.fence, order.stage, phase, done, total)))
+
+        return report
+
+    def _listener(self, running: _Running) -> Callable[[stage_protocol.Event], None]:
+        def heard(event: stage_protocol.Event) -> None:
+            log.info("%s: stage %d says %s: %s", *_place(running), event.kind, event.message)
+
+        return heard
+
+    async def _failed(self, running: _Running, error: BaseException) -> None:
+        order = running.order
+        reason = error.reason if isinstance(error, StageError) else getattr(error, "kind", "stage")
+        log.warning("%s: stage %d failed (%s): %s", *_place(running), reason, error)
+        await self._post(StageReported(Failed(order.fence, order.stage, reason, str(error)[:2000])))
+
+
+def _place(running: _Running) -> tuple[Fence, int]:
+    return running.order.fence, running.order.stage
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
