@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +173,14 @@ def test_tests_do_not_sleep() -> None:
         and (node.func.value.id, node.func.attr) == ("time", "sleep")
     ]
     assert sleeping == []
+
+
+def test_r101_a_run_that_collects_nothing_fails() -> None:
+    command = [sys.executable, "-m", "pytest", "-k", "no_such_test", str(ROOT / "tests" / "app" / "test_config.py")]
+    assert (
+        subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode
+        == pytest.ExitCode.NO_TESTS_COLLECTED
+    )
 
 
 def readme_commands() -> list[str]:
