@@ -107,10 +107,8 @@ class Wanted:
 
 
 def gigabytes(count: int) -> str:
-    """Decimal GB with two digits; small numbers in MB."""
-    if count < 100_000_000:
-        return f"{-(-count // 100_000) / 10:.1f} MB"
-    return f"{count / 1e9:.2f} GB"
+    """Decimal GB with two digits; below one GB in MB, rounded up: something is never shown as nothing."""
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{-(-count // 100_000) / 10:.1f} MB"
 
 
 def explain(
