@@ -202,7 +202,7 @@ def verify(
     cuts: Annotated[str | None, typer.Option(help="Where to cut instead, e.g. 4,9.")] = None,
     json: Json = False,
 ) -> int:
-    """Run MODEL whole and in slices, here, and compare what comes out. Exit code 1 when it differs."""
+    """Run MODEL whole and in slices, here, and compare what comes out, bit for bit. Exit code 1 when it differs."""
     from meshnode.app.cli.measuring import verify as run
 
     return run(model, stages, cuts, json)

@@ -25,15 +25,21 @@ def parse_cuts(text: str | None) -> tuple[int, ...] | None:
 
 
 def verify(model: Path, stages: int, cuts: str | None, as_json: bool) -> int:
-    """Compare whole and split; 0 only when they agree exactly."""
+    """Compare whole and split; 0 when they agree or the model is refused with a reason, 1 otherwise."""
     report = verify_model(model.expanduser().absolute(), stages, parse_cuts(cuts))
     if as_json:
         write_json(report)
     else:
         console = Console(highlight=False, soft_wrap=True)
-        console.print(f"{model.name}: {report.verdict}", markup=False, style="green" if report.exact else "red")
+        head = f"{report.model} ({report.architecture}, {report.layers} layers): {report.verdict}"
+        console.print(
+            head, markup=False, style="green" if report.exact else "yellow" if not report.exit_code else "red"
+        )
+        if report.cuts:
+            console.print(f"  cut at {', '.join(map(str, report.cuts))}")
+        if report.max_abs_diff is not None and not report.exact:
+            same = "the same" if report.tokens_equal else "other"
+            console.print(f"  largest difference of a logit {report.max_abs_diff:g}, {same} tokens")
         if report.reason:
             console.print(f"  {report.reason}", markup=False)
-        if report.cuts:
-            console.print(f"  cut at {', '.join(map(str, report.cuts))}; largest difference {report.max_abs_diff:g}")
-    return 0 if report.exact else 1
+    return report.exit_code
