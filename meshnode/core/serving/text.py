@@ -85,10 +85,12 @@ class StopStrings:
         if not self._stops:
             return text
         self._held += text
-        found = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if found:
+            # The one that is whole first, as if the text had come letter by letter.
+            _, start = min(found)
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[:start], ""
             return shown
         keep = max(_overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep

@@ -73,17 +73,16 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
         into, events = trio.open_memory_channel[Event](EVENTS)
+        ending: Response | None = None
         async with trio.open_nursery() as nursery, into, events:
             nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope.cancel)
             nursery.start_soon(self._end_when_draining, into)
             for choice, generation in zip(self._choices, self._job.generations, strict=True):
                 nursery.start_soon(self._generate, choice, generation, into)
-            if self._job.stream:
-                await self._stream(events, scope, receive, send)
-            else:
-                response = await self._whole(events)
-                await response(scope, receive, send)
+            ending = await (self._stream(events, send) if self._job.stream else self._whole(events))
             nursery.cancel_scope.cancel()
+        if ending is not None:
+            await ending(scope, receive, send)
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
         try:
@@ -106,6 +105,7 @@ class Answer(Response):
         return usage(self._job.prompt_tokens, sum(choice.generated for choice in self._choices))
 
     async def _whole(self, events: trio.MemoryReceiveChannel[Event]) -> Response:
+        """The answer, when all choices are complete."""
         deltas: list[list[Delta]] = [[] for _ in self._choices]
         unfinished = len(self._choices)
         while unfinished:
@@ -116,15 +116,13 @@ class Answer(Response):
             unfinished -= bool(event.finish)
         return json_response(self._shape.whole(deltas, self._counts()))
 
-    async def _stream(
-        self, events: trio.MemoryReceiveChannel[Event], scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _stream(self, events: trio.MemoryReceiveChannel[Event], send: Send) -> Response:
+        """Send everything but the end of the stream, which is returned."""
         event: Event | None = None
         with trio.move_on_after(FIRST_S):
             event = await events.receive()
         if isinstance(event, MeshError):
-            await failure_of(event).response()(scope, receive, send)
-            return
+            return failure_of(event).response()
         stream = EventStream(send)
         await stream.start()
         for choice in self._choices:
@@ -133,7 +131,7 @@ class Answer(Response):
         while True:
             if isinstance(event, MeshError):
                 await stream.data(failure_of(event).body())
-                break
+                return EndOfStream()
             if event is None:
                 await stream.ping()
             else:
@@ -144,11 +142,10 @@ class Answer(Response):
                 if self._job.with_usage:
                     await stream.data(self._shape.closing(self._counts()))
                 await stream.done()
-                break
+                return EndOfStream()
             event = None
             with trio.move_on_after(PING_S):
                 event = await events.receive()
-        await stream.close()
 
 
 class EventStream:
@@ -179,12 +176,20 @@ class EventStream:
         """The end as OpenAI's clients expect it."""
         await self._write(b"data: [DONE]\n\n")
 
-    async def close(self) -> None:
-        """Nothing follows."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def _write(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+class EndOfStream(Response):
+    """The last message of a response that was begun.
+
+    It must be sent where no disconnect cancels it: hypercorn reports a response's own end as one, and what it does
+    after that (the next request, the idle timer, closing) would be cut short.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Nothing follows."""
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def json_response(payload: Any, status: int = 200) -> Response:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshnode.errors import MeshError, Unavailable
-from meshnode.io.http.answer import Draining, EventStream, cancel_on_disconnect
+from meshnode.io.http.answer import Draining, EndOfStream, EventStream, cancel_on_disconnect
 from meshnode.io.http.backend import Directory, PassedAnswer, PassedRequest
 from meshnode.io.http.failure import failure_of
 
@@ -45,22 +45,24 @@ class PassedOn(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
-        state = _Sent(send)
-        failed: MeshError | None = None
+        sent = _Sent(send)
+        ending: Response | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope.cancel)
-            with trio.CancelScope() as drained:
-                nursery.start_soon(self._cancel_when_draining, drained)
+            nursery.start_soon(self._cancel_when_draining, drained := trio.CancelScope())
+            failed: MeshError | None = None
+            with drained:
                 try:
                     async with self._directory.pass_on(self._model_id, self._request) as answer:
-                        await state.copy(answer)
+                        await sent.copy(answer)
                 except MeshError as error:
                     failed = error
             if drained.cancelled_caught:
                 failed = Unavailable("this node is shutting down")
-            if failed is not None:
-                await state.fail(failed, scope, receive)
+            ending = EndOfStream() if failed is None else await sent.fail(failed)
             nursery.cancel_scope.cancel()
+        if ending is not None:
+            await ending(scope, receive, send)
 
     async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
         await self._draining.wait()
@@ -83,16 +85,15 @@ class _Sent:
         await self._send({"type": "http.response.start", "status": answer.status, "headers": raw})
         async for chunk in answer.chunks:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def fail(self, error: MeshError, scope: Scope, receive: Receive) -> None:
+    async def fail(self, error: MeshError) -> Response | None:
         """The best ending that is still possible: a status, an error event, or a connection that breaks off."""
         if not self._started:
-            await failure_of(error).response()(scope, receive, self._send)
-        elif self._streams:
-            stream = EventStream(self._send)
-            await stream.data(failure_of(error).body())
-            await stream.close()
+            return failure_of(error).response()
+        if not self._streams:
+            return None
+        await EventStream(self._send).data(failure_of(error).body())
+        return EndOfStream()
 
 
 class _LocalAnswer:

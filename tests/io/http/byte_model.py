@@ -1,9 +1,9 @@
-"""A served model without a model: one token per byte, answers given by the test. Runs where the real head runs."""
+"""A served model without a model: one token per byte, answers given by the test."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 
 import trio
 
@@ -12,9 +12,9 @@ from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import MeshError, PromptTooLong, Unavailable
 from meshnode.io.http.backend import ModelListing, ModelState, PassedAnswer, PassedRequest
 
-BOS, END = 256, 257
+BOS, END, HUGE = 256, 257, 258
 VOCABULARY = Vocabulary(
-    pieces=(*(bytes([value]) for value in range(256)), b"", b""),
+    pieces=(*(bytes([value]) for value in range(256)), b"", b"", b"x" * 2**20),
     markers={BOS: b"<|bos|>", END: b"<|end|>"},
     end=frozenset({END}),
     bos=BOS,
@@ -24,18 +24,18 @@ VOCABULARY = Vocabulary(
 
 
 class ByteModel:
-    """Answers every prompt with `answer`; `before_token(i)` may wait or raise."""
+    """Answers every prompt with `answer`."""
 
     def __init__(self, answer: str = "Hello, wörld.", name: str = "org/byte-model") -> None:
         self.id = name
         self.created = 1_700_000_000
         self.context = 512
         self.vocabulary = VOCABULARY
-        self.answer = answer
-        self.before_token: Callable[[int], object] | None = None
+        self.answer: list[int] = [*answer.encode(), END]
         self.stall_at = -1
         """Index of the token that never comes; -1: none."""
         self.fails_with: MeshError | None = None
+        """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
         self.lanes = 0
         self.waiting = trio.Event()
@@ -64,16 +64,17 @@ class ByteModel:
         if len(request.prompt) >= self.context:
             raise PromptTooLong(len(request.prompt), self.context)
         self.lanes += 1
+        tokens = self._tokens(request)
         try:
-            yield self._tokens(request)
+            async with aclosing(tokens):
+                yield tokens
         finally:
             self.lanes -= 1
             if not self.lanes:
                 self.freed.set()
 
-    async def _tokens(self, request: Generation) -> AsyncIterator[Sampled]:
-        ids = [*self.answer.encode(), END]
-        for index, token in enumerate(ids):
+    async def _tokens(self, request: Generation) -> AsyncGenerator[Sampled, None]:
+        for index, token in enumerate(self.answer):
             await trio.lowlevel.checkpoint()
             if index == self.stall_at:
                 self.waiting.set()

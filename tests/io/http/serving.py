@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -42,3 +43,25 @@ async def serving(directory: ByteDirectory, admin_routes=(), access: Access | No
             port = await nursery.start(run)
             yield Serving(port, shutdown, ended)
             shutdown.set()
+
+
+def events(text: str) -> list[dict | str]:
+    """The events of a stream: data decoded, `[DONE]` and comments as they are."""
+    found = []
+    for event in text.split("\n\n"):
+        if event.startswith("data: {"):
+            found.append(json.loads(event.removeprefix("data: ")))
+        elif event:
+            found.append(event.removeprefix("data: "))
+    return found
+
+
+async def raw_request(port: int, body: dict, path: str = "/v1/chat/completions") -> trio.SocketStream:
+    """A request on a bare socket, sent and not answered yet."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    )
+    await stream.send_all(head.encode() + b"\r\n" + data)
+    return stream

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from meshnode.errors import InvalidRequest
+from meshnode.io.http.body import decode
+from meshnode.io.http.fields import ChatRequest, CompletionRequest
+from tests.io.http.byte_model import ByteDirectory, ByteModel
+from tests.io.http.serving import serving
+
+HELLO = {"messages": [{"role": "user", "content": "hi"}]}
+
+WRONG = [
+    ("chat", {"messages": "hi"}, "messages"),
+    ("chat", {"messages": []}, "messages"),
+    ("chat", {}, "messages"),
+    ("chat", {"messages": [{"content": "hi"}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ("chat", {"messages": [{"role": "", "content": "x"}]}, "messages[0].role"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+    ("chat", {**HELLO, "model": 5}, "model"),
+    ("chat", {**HELLO, "temperature": "warm"}, "temperature"),
+    ("chat", {**HELLO, "temperature": -1}, "temperature"),
+    ("chat", {**HELLO, "top_p": 0}, "top_p"),
+    ("chat", {**HELLO, "max_tokens": 0}, "max_tokens"),
+    ("chat", {**HELLO, "max_completion_tokens": -5}, "max_completion_tokens"),
+    ("chat", {**HELLO, "max_tokens": 1.5}, "max_tokens"),
+    ("chat", {**HELLO, "n": 0}, "n"),
+    ("chat", {**HELLO, "n": 1000}, "n"),
+    ("chat", {**HELLO, "stop": [1]}, "stop[0]"),
+    ("chat", {**HELLO, "stop": ["x"] * 17}, "stop"),
+    ("chat", {**HELLO, "top_logprobs": 3}, "top_logprobs"),
+    ("chat", {**HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ("chat", {**HELLO, "logit_bias": {"word": 1}}, "logit_bias"),
+    ("chat", {**HELLO, "tools": [{"type": "function"}]}, "tools"),
+    ("chat", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+    ("chat", {**HELLO, "grammar": "root ::= x"}, "grammar"),
+    ("completion", {}, "prompt"),
+    ("completion", {"prompt": []}, "prompt"),
+    ("completion", {"prompt": [1, "a"]}, "prompt"),
+    ("completion", {"prompt": [[]]}, "prompt"),
+    ("completion", {"prompt": [999]}, "prompt"),
+    ("completion", {"prompt": ["a"] * 129}, "prompt"),
+    ("completion", {"prompt": "a", "suffix": "b"}, "suffix"),
+    ("completion", {"prompt": "a", "best_of": 2}, "best_of"),
+    ("completion", {"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+    ("completion", {"prompt": "a", "logprobs": 21}, "logprobs"),
+]
+
+
+async def test_what_cannot_be_is_a_400_that_names_the_field() -> None:
+    paths = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+    async with serving(ByteDirectory(ByteModel())) as server, server.client() as client:
+        for route, body, field in WRONG:
+            response = await client.post(paths[route], json=body)
+            error = response.json()["error"]
+            seen = (response.status_code, error["type"], error["param"])
+            assert seen == (400, "invalid_request_error", field), (body, error)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff", b"[" * 100_000, b'{"messages":"\\ud800"}']
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode(body, ChatRequest)
+
+
+def test_null_means_the_default() -> None:
+    names = [name for name in ChatRequest.__struct_fields__ if name != "messages"]
+    fields: dict[str, Any] = dict.fromkeys(names)
+    asked = decode(msgspec.json.encode({**HELLO, **fields}), ChatRequest)
+    assert (asked.choices(), asked.stops(), asked.token_limit(), asked.alternatives()) == (1, (), None, -1)
+    assert asked.sampling(-1).temperature == 1.0
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(5, 5), (-2, 2**64 - 2), (2**64 + 3, 3)])
+def test_any_integer_is_a_seed(seed: int, expected: int) -> None:
+    assert CompletionRequest(prompt="a", seed=seed).sampling(-1).seed == expected
+
+
+def test_minus_one_tokens_means_until_the_context_is_full() -> None:
+    assert CompletionRequest(prompt="a", max_tokens=-1).token_limit(16) is None
+
+
+def test_tools_that_may_not_be_called_are_no_reason_to_refuse() -> None:
+    ChatRequest(messages=[], tools=[{}], tool_choice="none").refuse_unsupported()
