@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import trio
@@ -189,12 +190,26 @@ class Transport:
                 await trio.aclose_forcefully(raw)
 
     async def _accept_from(self, address: str, raw: trio.SocketStream, handlers: Handlers) -> None:
+        with ExitStack() as held:
+            stream = await self._receive_connection(address, raw, handlers, held)
+            if stream is None:
+                return
+            self._counts["accepted"] += 1
+            try:
+                await handlers.member(stream)
+            finally:
+                await stream.aclose()
+
+    async def _receive_connection(
+        self, address: str, raw: trio.SocketStream, handlers: Handlers, held: ExitStack
+    ) -> Stream | None:
+        """Everything before authentication, within one seat of the gate; the member's stream, or None."""
         stream: Stream | None = None
         with self._gate.seat(address), trio.move_on_after(limits.PREFACE_TIMEOUT_S) as scope:
             preface = decode_preface(await _receive_exactly(raw, PREFACE_BYTES))
             match preface.kind:
                 case Kind.MEMBER:
-                    stream = await self._accept_member(raw, preface)
+                    stream = await self._accept_member(raw, preface, held)
                 case Kind.JOIN if handlers.join is not None:
                     scope.deadline += limits.JOIN_TIMEOUT_S - limits.PREFACE_TIMEOUT_S
                     await self._accept_join(raw, handlers.join)
@@ -205,22 +220,16 @@ class Transport:
                     raise PeerError("a kind of connection that this node does not serve")
         if scope.cancelled_caught:
             self._counts["accept_timed_out"] += 1
-        if stream is None:
-            return
-        try:
-            with self._streams.seat(stream.peer.node_id):
-                self._counts["accepted"] += 1
-                await handlers.member(stream)
-        finally:
-            await stream.aclose()
+        return stream
 
-    async def _accept_member(self, raw: trio.SocketStream, preface: Preface) -> Stream:
+    async def _accept_member(self, raw: trio.SocketStream, preface: Preface, held: ExitStack) -> Stream:
         framed = await _serve_tls(raw, self._server, limits.HELLO_FRAME)
         peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
         ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
         theirs = decode_hello(await framed.receive_frame())
         try:
             check_hello(theirs, ours, peer.node_id)
+            held.enter_context(self._streams.seat(peer.node_id))
         except PeerError as problem:
             await framed.send_frame(encode_hello(Refused(str(problem)[:200])))
             await framed.aclose()
@@ -249,7 +258,14 @@ async def connect(address: str) -> trio.SocketStream:
 async def _serve_tls(raw: trio.SocketStream, context: ssl.SSLContext, frame_limit: int) -> FramedStream:
     tls = trio.SSLStream(MeteredStream(raw, limits.UNAUTHENTICATED_BYTES), context, server_side=True)
     with broken_is_lost():
-        await tls.do_handshake()
+        try:
+            await tls.do_handshake()
+        except trio.BrokenResourceError:
+            # trio drops the alert that says why; without it the dialer sees nothing but an end.
+            alert = tls._outgoing.read()
+            if alert:
+                await raw.send_all(alert)
+            raise
     return FramedStream(tls, frame_limit)
 
 

@@ -2,63 +2,325 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
+import msgspec
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from meshnode.errors import PeerError
-from meshnode.io.transport.stream import Stream
+from meshnode.errors import ConfigError, LinkLost, PeerError
+from meshnode.identity.certificates import Authority, Role, make_node
+from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import mesh_id_of
+from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream
+from meshnode.io.transport.tls import join_client_context, member_context
 from meshnode.io.transport.transport import Handlers, Transport
-from meshnode.wire.preface import StreamClass
+from meshnode.wire import limits
+from meshnode.wire.framing import encode_frame
+from meshnode.wire.preface import (
+    PREFACE_BYTES,
+    Kind,
+    Preface,
+    StreamClass,
+    decode_hello,
+    encode_hello,
+    encode_preface,
+    hello,
+)
 from tests.identity.mesh import TestMesh
+from tests.identity.mutate import mutations
+from tests.io.transport.issuer import echo
+
+WEEK = timedelta(days=7)
+CONTROL = Preface(Kind.MEMBER, StreamClass.CONTROL)
 
 
-async def echo(stream: Stream) -> None:
-    while True:
-        await stream.send_frame(await stream.receive_frame())
+@dataclass
+class Node:
+    """A listening member; `streams` are those its handler got."""
+
+    credentials: Credentials
+    transport: Transport
+    port: int
+    streams: list[Stream]
+    opened: AsyncExitStack
+    """What this test opened towards the node; closed at its end."""
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def dial(self, credentials: Credentials, stream_class: StreamClass = StreamClass.CONTROL) -> Stream:
+        stream = await Transport(credentials).dial(self.credentials.node_id, [self.address], stream_class)
+        self.opened.push_async_callback(stream.aclose)
+        return stream
+
+    async def connect(self) -> trio.SocketStream:
+        """A bare connection."""
+        return await self.opened.enter_async_context(await trio.open_tcp_stream("127.0.0.1", self.port))
+
+    async def approach(self, credentials: Credentials | None) -> FramedStream:
+        """A connection by hand: preface and TLS are done, HELLO is up to the caller."""
+        raw = await self.connect()
+        await raw.send_all(encode_preface(CONTROL))
+        context = join_client_context() if credentials is None else member_context(False, credentials)
+        tls = trio.SSLStream(MeteredStream(raw, limits.UNAUTHENTICATED_BYTES), context)
+        await tls.do_handshake()
+        return FramedStream(tls, limits.HELLO_FRAME)
 
 
-async def test_two_members_exchange_frames_and_know_each_other(nursery: trio.Nursery) -> None:
-    mesh = TestMesh()
-    here, there = mesh.node(), mesh.node()
-    seen: list[Stream] = []
+@pytest.fixture
+def mesh() -> TestMesh:
+    return TestMesh()
 
-    async def member(stream: Stream) -> None:
-        seen.append(stream)
-        await echo(stream)
 
-    port = await nursery.start(Transport(there).serve, "127.0.0.1", 0, Handlers(member))
-    stream = await Transport(here).dial(there.node_id, [f"127.0.0.1:{port}"], StreamClass.CONTROL)
+Start = Callable[..., Awaitable[Node]]
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def start(nursery: trio.Nursery, mesh: TestMesh, opened: AsyncExitStack) -> Start:
+    async def start(credentials: Credentials | None = None, handler=echo, **others) -> Node:
+        own = credentials or mesh.node()
+        node = Node(own, Transport(own), 0, [], opened)
+
+        async def member(stream: Stream) -> None:
+            node.streams.append(stream)
+            await handler(stream)
+
+        node.port = await nursery.start(node.transport.serve, "127.0.0.1", 0, Handlers(member, **others))
+        return node
+
+    return start
+
+
+async def test_two_members_exchange_frames_and_know_each_other(mesh: TestMesh, start: Start) -> None:
+    here, there = mesh.node(Role.CLIENT), await start()
+    stream = await there.dial(here, StreamClass.REQUEST)
     await stream.send_frame(b"hello")
     assert await stream.receive_frame() == b"hello"
-    assert stream.peer.node_id == there.node_id
-    assert seen[0].peer.node_id == here.node_id
-    assert seen[0].stream_class is StreamClass.CONTROL
-    await stream.aclose()
+    assert (stream.peer.node_id, stream.peer.role) == (there.credentials.node_id, Role.MEMBER)
+    theirs = there.streams[0]
+    assert (theirs.peer.node_id, theirs.peer.role) == (here.node_id, Role.CLIENT)
+    assert theirs.stream_class is StreamClass.REQUEST
+    assert stream.frame_limit == theirs.frame_limit == limits.REQUEST_FRAME
 
 
-async def test_a_member_of_another_mesh_is_refused(nursery: trio.Nursery) -> None:
-    there, stranger = TestMesh().node(), TestMesh().node()
-    port = await nursery.start(Transport(there).serve, "127.0.0.1", 0, Handlers(echo))
-    with pytest.raises(PeerError):
-        await Transport(stranger).dial(there.node_id, [f"127.0.0.1:{port}"], StreamClass.CONTROL)
+async def test_small_packets_leave_at_once_on_both_ends(mesh: TestMesh, start: Start) -> None:
+    there = await start()
+    stream = await there.dial(mesh.node())
+    await wait_all_tasks_blocked()
+    for end in (stream, there.streams[0]):
+        plain = end._tls.transport_stream._stream.socket
+        assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_a_stage_socket_is_handed_on_right_behind_the_preface(nursery: trio.Nursery) -> None:
-    mesh = TestMesh()
+async def refuses(node: Node, credentials: Credentials, message: str) -> None:
+    """`credentials` do not get in, and no handler hears of them."""
+    with pytest.raises(PeerError, match=message):
+        await node.dial(credentials)
+    assert node.streams == []
+
+
+async def test_a_member_of_another_mesh_is_refused_on_both_ends(mesh: TestMesh, start: Start) -> None:
+    stranger = TestMesh().node()
+    await refuses(await start(), stranger, "certificate is refused")
+    # The dialer trusts this mesh and shows a chain of another: the acceptor refuses, and the dialer hears of it.
+    await refuses(await start(), replace(stranger, root=mesh.root.certificate), "unknown ca")
+
+
+async def test_expired_members_are_refused_on_both_ends(mesh: TestMesh, start: Start) -> None:
+    old = mesh.node(now=mesh.now - 2 * WEEK)
+    await refuses(await start(), old, "certificate expired")
+    await refuses(await start(old), mesh.node(), "certificate has expired")
+
+
+async def test_another_node_at_the_address_is_refused(mesh: TestMesh, start: Start) -> None:
+    wanted, other = mesh.node(), await start()
+    with pytest.raises(PeerError, match="answers there"):
+        await Transport(mesh.node()).dial(wanted.node_id, [other.address], StreamClass.CONTROL)
+    assert other.streams == []
+
+
+async def test_a_member_minted_by_a_member_is_refused(mesh: TestMesh, start: Start) -> None:
+    member, fresh = mesh.node(), Ed25519PrivateKey.generate()
+    minted = make_node(Authority(member.chain[0], member.key), fresh.public_key(), Role.MEMBER, mesh.now)
+    await refuses(await start(), replace(member, key=fresh, chain=(minted, *member.chain)), "certificate|closed")
+
+
+async def test_without_a_certificate_nobody_gets_in(start: Start) -> None:
+    node = await start()
+    stream = await node.approach(None)
+    with pytest.raises(PeerError, match="certificate required"):
+        await stream.receive_frame()
+    assert node.streams == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preface": encode_preface(Preface(Kind.MEMBER, StreamClass.BULK))}, "repeat the preface"),
+        ({"mesh_id": mesh_id_of(b"x")}, "another mesh"),
+        ({"node_id": mesh_id_of(b"x")}, "another node"),
+        ({"protocol": 9, "protocol_oldest": 8}, "no common protocol version"),
+    ],
+)
+async def test_a_hello_that_differs_is_refused_with_the_reason(
+    mesh: TestMesh, start: Start, changes: dict[str, object], message: str
+) -> None:
+    node, me = await start(), mesh.node()
+    stream = await node.approach(me)
+    ours = msgspec.structs.replace(hello(CONTROL, me.mesh_id, me.node_id), **changes)
+    await stream.send_frame(encode_hello(ours))
+    assert message in decode_hello(await stream.receive_frame()).reason
+    with pytest.raises(LinkLost):
+        await stream.receive_frame()
+    assert node.streams == []
+
+
+async def test_garbage_for_hello_ends_the_connection_and_not_the_node(mesh: TestMesh, start: Start) -> None:
+    node, me = await start(), mesh.node()
+    good = encode_frame(encode_hello(hello(CONTROL, me.mesh_id, me.node_id)), limits.HELLO_FRAME)
+    for data in (b"\xff" * 64, b"\0\0\0\0", good[:9], *mutations([good], rounds=10)):
+        stream = await node.approach(me)
+        await stream.send_bytes(data)
+        await stream.aclose()
+    await node.dial(me)
+
+
+async def test_garbage_for_a_preface_ends_the_connection_and_not_the_node(mesh: TestMesh, start: Start) -> None:
+    node, draw = await start(), random.Random(3)
+    for length in (0, 1, 23, 24, 25, 500):
+        raw = await node.connect()
+        await raw.send_all(draw.randbytes(length))
+        if length < PREFACE_BYTES:
+            await raw.send_eof()
+        assert await closed(raw)
+    for kind in (Kind.RELAY, Kind.STAGE, Kind.JOIN):  # well-formed, but nobody here serves them
+        raw = await node.connect()
+        await raw.send_all(
+            encode_preface(Preface(kind, StreamClass.ACTIVATION if kind is Kind.STAGE else CONTROL.stream_class))
+        )
+        assert await closed(raw)
+    garbled = await node.connect()
+    await garbled.send_all(encode_preface(CONTROL) + draw.randbytes(4096))
+    assert await closed(garbled)
+    await node.dial(mesh.node())
+    counts = node.transport.statistics()
+    assert counts["accept_peer"] + counts["accept_link_lost"] == 10
+
+
+async def closed(raw: trio.SocketStream) -> bool:
+    """The other side ended it, after whatever alert it sent."""
+    try:
+        while await raw.receive_some(4096):
+            pass
+    except trio.BrokenResourceError:
+        pass
+    return True
+
+
+async def test_whoever_says_nothing_is_dropped_after_five_seconds(start: Start, mock_clock: MockClock) -> None:
+    node = await start()
+    silent = await node.connect()
+    halting = await node.connect()
+    await halting.send_all(encode_preface(CONTROL))
+    await wait_all_tasks_blocked(0.01)
+    assert node.transport.statistics()["handshakes_now"] == 2
+    mock_clock.jump(limits.PREFACE_TIMEOUT_S)
+    assert await closed(silent)
+    assert await closed(halting)
+    assert node.transport.statistics()["accept_timed_out"] == 2
+
+
+async def test_one_address_cannot_take_all_handshakes(mesh: TestMesh, start: Start, mock_clock: MockClock) -> None:
+    node = await start()
+    silent = [await node.connect() for _ in range(limits.HANDSHAKES_PER_ADDRESS)]
+    await wait_all_tasks_blocked(0.01)
+    with pytest.raises(LinkLost):
+        await node.dial(mesh.node())
+    for raw in silent:
+        await raw.aclose()
+    await wait_all_tasks_blocked(0.01)
+    await node.dial(mesh.node())
+
+
+async def test_one_member_cannot_take_all_streams(
+    mesh: TestMesh, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "STREAMS_PER_PEER", 2)
+    node, greedy = await start(), mesh.node()
+    for _ in range(2):
+        await node.dial(greedy)
+    with pytest.raises(PeerError, match="too many"):
+        await node.dial(greedy)
+    await node.dial(mesh.node())
+
+
+async def test_an_error_of_one_handler_is_counted_and_ends_its_stream_only(mesh: TestMesh, start: Start) -> None:
+    async def grumpy(stream: Stream) -> None:
+        raise PeerError((await stream.receive_frame()).decode())
+
+    node = await start(handler=grumpy)
+    for _ in range(2):
+        stream = await node.dial(mesh.node())
+        await stream.send_frame(b"nonsense")
+        with pytest.raises(LinkLost):
+            await stream.receive_frame()
+    await wait_all_tasks_blocked(0.01)
+    assert node.transport.statistics()["accept_peer"] == 2
+
+
+async def test_a_stage_socket_is_handed_on_right_behind_the_preface(mesh: TestMesh, start: Start) -> None:
     sender, receiver = trio.open_memory_channel[tuple[bytes, socket.socket]](1)
 
     async def stage(token: bytes, plain: socket.socket) -> None:
         await sender.send((token, plain))
 
-    port = await nursery.start(Transport(mesh.node()).serve, "127.0.0.1", 0, Handlers(echo, stage=stage))
-    with await Transport(mesh.node()).dial_stage(f"127.0.0.1:{port}", b"t" * 16) as mine:
+    node = await start(stage=stage)
+    with await Transport(mesh.node()).dial_stage(node.address, b"t" * 16) as mine:
         mine.sendall(b"first bytes of TLS")
         token, theirs = await receiver.receive()
         with theirs:
             assert token == b"t" * 16
-            assert theirs.getblocking()
             assert theirs.recv(100) == b"first bytes of TLS"
             for end in (mine, theirs):
+                assert end.getblocking()
                 assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_a_stage_at_a_dead_address_is_a_lost_link(mesh: TestMesh) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(LinkLost):
+            await Transport(mesh.node()).dial_stage(f"127.0.0.1:{unused.getsockname()[1]}", bytes(16))
+
+
+async def test_new_streams_show_renewed_certificates(mesh: TestMesh, start: Start) -> None:
+    node = await start()
+    own = make_node(mesh.issuer, node.credentials.key.public_key(), Role.MEMBER, mesh.now + timedelta(hours=12))
+    before = await node.dial(mesh.node())
+    node.transport.renew(replace(node.credentials, chain=(own, mesh.issuer.certificate)))
+    after = await node.dial(mesh.node())
+    assert after.peer.expires > before.peer.expires
+    await before.send_frame(b"still there")
+    assert await before.receive_frame() == b"still there"
+
+
+async def test_a_port_that_is_taken_is_told(mesh: TestMesh, start: Start) -> None:
+    node = await start()
+    with pytest.raises(ConfigError, match=f"port {node.port}") as caught:
+        await Transport(mesh.node()).serve("127.0.0.1", node.port, Handlers(echo))
+    assert "--port" in caught.value.hint
