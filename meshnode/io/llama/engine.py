@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meshnode.errors import ModelError, StageError
+from meshnode.errors import StageError
 from meshnode.io.llama import native
-from meshnode.io.llama.architectures import TABLE, WayIn
 from meshnode.io.llama.embedding import EmbeddingTable
 from meshnode.io.llama.gguf_file import open_model
-from meshnode.io.llama.manifest import architecture_of, layer_count
 from meshnode.io.llama.native import api
+from meshnode.io.llama.slice_keys import INTO_KEY, TAP_KEY
 from meshnode.io.llama.tap import Tap
 
 KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
@@ -103,6 +102,7 @@ class SliceEngine:
         self._model: Any = None
         self._context: Any = None
         self._memory: Any = None
+        self._incoming = self._rows = np.empty((0, 0), np.float32)
         self._table: EmbeddingTable | None = None
         self._tap: Tap | None = None
         self._abort = native.AbortFlag()
@@ -137,27 +137,22 @@ class SliceEngine:
     def _open(self, path: Path, embedding: Path | None, progress: Callable[[float], bool] | None) -> None:
         native.start()
         described = open_model(path)
-        architecture = TABLE.get(architecture_of(described))
-        if not (self.first and self.last):
-            if architecture is None:
-                raise ModelError(f"{architecture_of(described)} models cannot be split")
-            if self.first and embedding is None:
+        out, into = described.scalar(TAP_KEY), described.scalar(INTO_KEY)
+        if (out is None or bool(out) == self.last) and not (self.first and self.last):
+            raise StageError("load_failed", f"{path.name} is not the slice file of such a stage")
+        if self.first and not self.last:
+            if embedding is None:
                 raise StageError("load_failed", "the first stage needs the token embedding")
-            self._table = EmbeddingTable(embedding) if self.first and embedding is not None else None
+            self._table = EmbeddingTable(embedding)
         native.listen(self._reported)
         try:
             self._load_model(path, progress)
             self.width = api.llama_model_n_embd(self._model)
             self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)) if self.last else 0
             self.trim_any = not (api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
-            buffer = np.zeros((self.options.chunk, self.width), np.float32)
-            out = None if self.last or architecture is None else f"{architecture.tap}-{layer_count(described) - 1}"
-            into = None
-            if architecture is not None and architecture.way_in is WayIn.OVERWRITE:
-                raise StageError("load_failed", "not yet")
-            if out is not None or into is not None:
-                self._tap = Tap(out.encode() if out else None, into, buffer)
-            self._rows = buffer
+            self._rows = np.zeros((self.options.chunk, self.width), np.float32)
+            if (out or into) and not (self.first and self.last):
+                self._tap = Tap(str(out).encode(), str(into).encode(), self._rows)
             self._make_context()
         finally:
             native.listen(None)
@@ -205,10 +200,11 @@ class SliceEngine:
         if api.llama_n_seq_max(self._context) < options.lanes:
             raise StageError("load_failed", f"llama.cpp gave fewer lanes than {options.lanes}")
         mrope = api.llama_model_rope_type(self._model) in _MROPE_TYPES
-        tokens = self.first and self.last
-        self._positions = _POSITIONS_MROPE if mrope and not tokens else 1
+        self._overwriting = self._tap is not None and bool(self._tap.into)
+        by_tokens = (self.first and self.last) or self._overwriting
+        self._positions = _POSITIONS_MROPE if mrope and not by_tokens else 1
         self._batch = _Batch(options.chunk, self._positions)
-        if tokens:
+        if by_tokens:
             self._batch.feed_tokens()
 
     def _probe(self) -> None:
@@ -263,14 +259,15 @@ class SliceEngine:
                 self._batch.tokens[:count] = rows.tokens
                 return
             self._table.look_up(rows.tokens, self._rows)
-            self._batch.feed_rows(self._rows)
+            self._incoming = self._rows
         elif rows.activations is not None:
             self._incoming = np.ascontiguousarray(rows.activations, np.float32)
+        if not self._overwriting:
             self._batch.feed_rows(self._incoming)
 
     def _run(self, shape: tuple[int, ...], count: int) -> None:
         if self._tap is not None:
-            self._tap.begin(shape, count, None)
+            self._tap.begin(shape, count, self._incoming)
         result = api.llama_decode(self._context, self._batch.raw)
         whole = self._tap is None or self._tap.end()
         if result == 1:

@@ -1,9 +1,8 @@
 """Lay out a slice of layers [first, last) as a GGUF of its own.
 
-A slice is an ordinary small model for llama.cpp: layers renumbered from 0, per-layer metadata cut by a table of keys
-(never by length alone), every slice but the last without a vocabulary. The layout says which byte ranges of which
-artifacts go where, so that a joiner writes its slice without ever holding the model. What no extent covers is a hole
-of zeros.
+A slice is an ordinary small model for llama.cpp: layers renumbered from 0, every slice but the last without a
+vocabulary. The layout says which byte ranges of which artifacts go where, so that a joiner writes its slice without
+ever holding the model. What no extent covers is a hole of zeros.
 """
 
 from __future__ import annotations
@@ -15,34 +14,17 @@ from pathlib import Path
 
 from meshnode.errors import ModelError
 from meshnode.io.llama.gguf_file import alignment_of, encode_header, tensor_bytes
-from meshnode.io.llama.gguf_values import KeyValue, ValueType, make_array, make_scalar
+from meshnode.io.llama.gguf_values import KeyValue
+from meshnode.io.llama.slice_keys import EMPTY_VOCABULARY, slice_keys, slice_order
+from meshnode.io.llama.traits import traits_of
 from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, Manifest, TensorEntry, layer_name
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 (a tensor)
 OUTPUT_WEIGHT = "output.weight"
-# Rows of the table of zeros that a slice without vocabulary carries: llama.cpp wants a table, and one that its
-# matrix kernels take.
-EMPTY_VOCABULARY = 32
+OUTPUT_BIAS = "output.bias"
 _F32 = 0
 # One read and write of a slice file; larger gains nothing, smaller costs calls.
 _COPY_BYTES = 4 << 20
-
-# Keys under `<architecture>.` whose arrays hold one value a layer.
-PER_LAYER_KEYS = frozenset(
-    {
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.sliding_window_pattern",
-        "attention.recurrent_layers",
-        "attention.indexer.types",
-        "attention.compress_ratios",
-        "feed_forward_length",
-        "swiglu_clamp_exp",
-        "swiglu_clamp_shexp",
-    }
-)
-# Arrays that may have the length of the layers by accident and are not per layer.
-OTHER_ARRAYS = frozenset({"rope.dimension_sections"})
 
 
 @dataclass(frozen=True)
@@ -89,10 +71,18 @@ def layout_slice(keys: Sequence[KeyValue], manifest: Manifest, first: int, last:
     if not 0 <= first < last <= manifest.layers:
         raise ModelError(f"layers {first} to {last} are not a slice of a model of {manifest.layers} layers")
     final = last == manifest.layers
+    traits = traits_of(keys, manifest.layers)
+    if traits.whole and not (first == 0 and final):
+        raise ModelError(f"this model cannot be split: {traits.whole}", "Serve it whole, on one node.")
+    order = slice_order(traits, first, last)
+    sliced = slice_keys(keys, traits, order)
     placed = [*_vocabulary_tensors(manifest, first == 0, final), *_copied(manifest, SHARED)]
-    for index in range(first, last):
-        placed += _copied(manifest, layer_name(index), (f"blk.{index}.", f"blk.{index - first}."))
-    return _laid_out(slice_keys(keys, manifest, first, last), placed)
+    if first:
+        placed = [_emptied(item) if item.name in traits.row.zeroed else item for item in placed]
+    for position, use in enumerate(order):
+        own = _copied(manifest, layer_name(use.source), (f"blk.{use.source}.", f"blk.{position}."))
+        placed += [_emptied(item) for item in own] if use.passing else own
+    return _laid_out(sliced, placed)
 
 
 def layout_embedding(keys: Sequence[KeyValue], manifest: Manifest) -> SliceLayout:
@@ -106,6 +96,11 @@ def _copied(manifest: Manifest, artifact: str, renamed: tuple[str, str] = ("", "
         return []
     old, new = renamed
     return [_Placed(new + t.name.removeprefix(old), t.type, t.dims, t.size, artifact, t.offset) for t in item.tensors]
+
+
+def _emptied(item: _Placed) -> _Placed:
+    """A tensor of zeros in the place of `item`."""
+    return _Placed(item.name, item.type, item.dims, item.size)
 
 
 def _zeros(entry: TensorEntry, rows: int | None = None) -> _Placed:
@@ -127,49 +122,9 @@ def _vocabulary_tensors(manifest: Manifest, initial: bool, final: bool) -> list[
         held = tied or initial
         table = _copied(manifest, EMBEDDING) if held else [_zeros(item) for item in embedding.tensors]
         return [*table, *_copied(manifest, OUTPUT)]
-    rows = embedding.tensors[0].dims[-1]
+    resized = (OUTPUT_WEIGHT, OUTPUT_BIAS)
     placed = [_zeros(item, EMPTY_VOCABULARY) for item in embedding.tensors]
-    return placed + [_zeros(item, EMPTY_VOCABULARY if item.dims[-1] == rows else None) for item in entries]
-
-
-def slice_keys(keys: Sequence[KeyValue], manifest: Manifest, first: int, last: int) -> list[KeyValue]:
-    """The key-values of slice [first, last)."""
-    architecture = manifest.architecture
-    final = last == manifest.layers
-    kept: list[KeyValue] = []
-    for item in keys:
-        name = item.key.removeprefix(architecture + ".")
-        if item.key.startswith("split.") or (not final and item.key.startswith("tokenizer.")):
-            continue
-        if name == item.key:
-            kept.append(item)
-        elif item.type is ValueType.ARRAY:
-            kept.append(_sliced_array(item, name, manifest.layers, first, last))
-        elif name == "block_count":
-            kept.append(make_scalar(item.key, item.type, last - first))
-        elif name == "nextn_predict_layers":
-            kept.append(make_scalar(item.key, item.type, 0))
-        elif name == "leading_dense_block_count":
-            kept.append(make_scalar(item.key, item.type, max(int(item.scalar()) - first, 0)))
-        elif name != "vocab_size":
-            kept.append(item)
-    if not final:
-        kept.append(make_scalar("tokenizer.ggml.model", ValueType.STRING, "no_vocab"))
-        kept.append(make_scalar(f"{architecture}.vocab_size", ValueType.UINT32, EMPTY_VOCABULARY))
-    else:
-        kept += [item for item in keys if item.key == f"{architecture}.vocab_size"]
-    return kept
-
-
-def _sliced_array(item: KeyValue, name: str, layers: int, first: int, last: int) -> KeyValue:
-    if name in PER_LAYER_KEYS:
-        values, kind = item.items(), item.item_type
-        if len(values) < layers or kind is None:
-            raise ModelError(f"the GGUF key {item.key!r} has {len(values)} values for {layers} layers")
-        return make_array(item.key, kind, values[first:last])
-    if item.count == layers and name not in OTHER_ARRAYS:
-        raise ModelError(f"the GGUF key {item.key!r} may hold one value a layer, and is not known to this version")
-    return item
+    return placed + [_zeros(item, EMPTY_VOCABULARY if item.name in resized else None) for item in entries]
 
 
 def _laid_out(keys: Sequence[KeyValue], placed: Sequence[_Placed]) -> SliceLayout:

@@ -21,11 +21,11 @@ _SHAPES_MAX = 1_024
 class Tap:
     """Copies the tensor `out` into `buffer`, and `incoming` into the tensor `into`, of every graph that runs.
 
-    `buffer` is (chunk, width) float32. `out` None lets the graph run to its end; `into` None feeds nothing.
+    `buffer` is (chunk, width) float32. An empty `out` lets the graph run to its end, an empty `into` feeds nothing.
     """
 
-    out: bytes | None
-    into: bytes | None
+    out: bytes
+    into: bytes
     buffer: NDArray[np.float32]
     incoming: NDArray[np.float32] | None = None
     rows: int = 0
@@ -52,7 +52,7 @@ class Tap:
 
     def end(self) -> bool:
         """True when the decode hit every tensor exactly once; otherwise what was learned of its shape is forgotten."""
-        whole = self.hits_out == (self.out is not None) and self.hits_in == (self.into is not None)
+        whole = self.hits_out == bool(self.out) and self.hits_in == bool(self.into)
         if not whole:
             self._learned.pop(self._shape, None)
         elif not self._stops:
