@@ -66,7 +66,7 @@ GRACE_S: Final = 3.0
 """From Shutdown to SIGKILL: within the 5 s in which a node leaves."""
 _OUTGOING = 16
 """Requests that may wait for a stage that does not read; a node asks one or two things at a time."""
-_MODULE = "meshnode.app.stage_main"
+MODULE: Final = "meshnode.app.stage_main"
 
 _Answer = TypeVar("_Answer", bound=Reply)
 
@@ -92,7 +92,7 @@ class StageProcess:
 
     @staticmethod
     async def spawn(
-        nursery: trio.Nursery, name: str, *, threads: int, on_event: Callable[[Event], None]
+        nursery: trio.Nursery, name: str, *, threads: int, on_event: Callable[[Event], None], module: str = MODULE
     ) -> StageProcess:
         """Start a stage process; its tasks live in `nursery`. `threads` = what its native code may use."""
         environment = {
@@ -101,7 +101,7 @@ class StageProcess:
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": "1",
         }
-        child = await ChildProcess.start(nursery, name, _MODULE, environment)
+        child = await ChildProcess.start(nursery, name, module, environment)
         stage = StageProcess(child, on_event)
         nursery.start_soon(stage._send)
         nursery.start_soon(stage._receive)
