@@ -7,6 +7,8 @@
     issuer.key, issuer.pem   0600 / 0644   only on issuers
     invites.json   0600   the issuer's book
     incarnation    boot counter
+    ledger         claims and grants that must survive a restart
+    peers.json     where the members were last seen; only a shortcut, never trusted
     api-token      0600   for routes that change things, on loopback too
     cache/         artifacts by manifest digest
 
@@ -16,12 +18,13 @@ Invariant: every file is replaced whole and durable; private ones are never read
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -38,7 +41,7 @@ from meshnode.identity.certificates import (
 )
 from meshnode.identity.chains import key_bytes, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.ids import short
+from meshnode.identity.ids import NodeId, is_id, short
 from meshnode.identity.invite_book import InviteBook, decode_book, encode_book
 from meshnode.identity.keys import private_key_of, private_key_pem, spki_of
 from meshnode.io.disk.atomic import PRIVATE, write_atomic
@@ -49,6 +52,8 @@ _SMALL_FILE = 64 * 1024
 """Every file here but the book of invites is below 4 KiB: something longer is not ours."""
 _BOOK_BYTES = 8 * 1024 * 1024
 """256 invites of 64 admissions with a certificate each, base64."""
+_PEERS_BYTES = 1024 * 1024
+"""256 members with 8 addresses of at most 260 characters, and room."""
 
 _T = TypeVar("_T")
 
@@ -166,6 +171,29 @@ class DataDirectory:
             raise _damaged(self.path / "incarnation")
         self._write("incarnation", f"{last + 1}\n".encode())
         return last + 1
+
+    def ledger(self) -> bytes | None:
+        """What `store_ledger` kept, or None."""
+        return self._read("ledger")
+
+    def store_ledger(self, data: bytes) -> None:
+        """Durable when this returns; at most 64 KiB."""
+        assert len(data) <= _SMALL_FILE, "a ledger holds claims and grants, not history"
+        self._write("ledger", data)
+
+    def peers(self) -> dict[NodeId, tuple[str, ...]]:
+        """Addresses of known members; empty when the file is missing or damaged."""
+        try:
+            found = msgspec.json.decode(
+                self._read("peers.json", _PEERS_BYTES) or b"{}", type=dict[str, tuple[str, ...]]
+            )
+        except (msgspec.DecodeError, ValueError, ConfigError):
+            return {}
+        return {NodeId(name): addresses for name, addresses in found.items() if is_id(name)}
+
+    def store_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
+        """Remember where members were seen."""
+        self._write("peers.json", msgspec.json.encode(peers))
 
     def api_token(self) -> str:
         """The token of the routes that change things, made at first use: 32 random bytes in hex."""

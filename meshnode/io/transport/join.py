@@ -27,7 +27,7 @@ from meshnode.identity.certificates import Role
 from meshnode.identity.chains import key_bytes, mesh_id_of_root, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.domains import Domain
-from meshnode.identity.ids import node_id_of
+from meshnode.identity.ids import NodeId, node_id_of
 from meshnode.identity.invite_book import JoinRefusal
 from meshnode.identity.invites import Invite, check_not_expired, invite_key, issuer_pin, mesh_pin
 from meshnode.identity.keys import spki_of
@@ -53,7 +53,18 @@ _REFUSALS = {
 }
 
 
-async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Credentials:
+@dataclass(frozen=True)
+class Joined:
+    """A membership, and who gave it: the node to dial first."""
+
+    credentials: Credentials
+    issuer_node: NodeId
+    """Of the TLS leaf that was checked."""
+    address: str
+    """The one of the invite's addresses that worked."""
+
+
+async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joined:
     """Become a member: the first of the invite's addresses that proves to be its issuer decides.
 
     `InviteError` when the invite is not good any more, `PeerError` when other machines answer at its addresses,
@@ -72,7 +83,8 @@ async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Crede
         mesh_id_of_root(desk.root), invite.invite_id, desk.nonce, nonce, fingerprint(desk.leaf), spki
     )
     mac = transcript.mac(invite_key(invite.secret, invite.invite_id))
-    return await _ask(desk, Redeem(invite.invite_id, nonce, spki, transcript.sign(key), mac), key, now)
+    request = Redeem(invite.invite_id, nonce, spki, transcript.sign(key), mac)
+    return Joined(await _ask(desk, request, key, now), desk.node, desk.address)
 
 
 async def renew(credentials: Credentials, addresses: Sequence[str], now: datetime) -> Credentials:
@@ -104,6 +116,8 @@ class _Desk:
     leaf: bytes
     """The TLS leaf, DER."""
     nonce: bytes
+    node: NodeId
+    address: str
 
     async def aclose(self) -> None:
         await self.stream.aclose()
@@ -131,25 +145,25 @@ async def _approach(address: str, check: _Check, now: datetime) -> _Desk:
             await raw.send_all(encode_preface(Preface(Kind.JOIN, StreamClass.CONTROL)))
             tls = trio.SSLStream(metered, join_client_context())
             await tls.do_handshake()
-        stream = FramedStream(tls, limits.JOIN_FRAME)
-        welcome = decode_join(await stream.receive_frame(), Welcome)
-        return _recognize(stream, welcome, check, now)
+        return await _recognize(FramedStream(tls, limits.JOIN_FRAME), address, check, now)
     except BaseException:
         await trio.aclose_forcefully(metered)
         raise
 
 
-def _recognize(stream: FramedStream, welcome: Welcome | NotAdmitted, check: _Check, now: datetime) -> _Desk:
+async def _recognize(stream: FramedStream, address: str, check: _Check, now: datetime) -> _Desk:
     """`PeerError` unless the TLS leaf is a member's certificate of the issuer that `check` accepts."""
+    welcome = decode_join(await stream.receive_frame(), Welcome)
     if isinstance(welcome, NotAdmitted):
         raise PeerError("the machine there admits nobody")
     leaf_der = stream.peer_certificate() or b""
     root, issuer, leaf = map(parse_certificate, (welcome.root, welcome.issuer, leaf_der))
     check(root, issuer)
     verify_chain([leaf, issuer], root, now)
-    if peer_identity(leaf).role is not Role.MEMBER:
+    who = peer_identity(leaf)
+    if who.role is not Role.MEMBER:
         raise PeerError("a client answers there")
-    return _Desk(stream, root, issuer, leaf_der, welcome.nonce)
+    return _Desk(stream, root, issuer, leaf_der, welcome.nonce, who.node_id, address)
 
 
 async def _ask(desk: _Desk, request: Redeem | Renew, key: Ed25519PrivateKey, now: datetime) -> Credentials:

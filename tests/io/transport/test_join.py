@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 import trio
@@ -14,7 +14,8 @@ from meshnode.identity.certificates import Role
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.invite_book import FAILURES_THAT_LOCK
 from meshnode.identity.invites import Invite
-from meshnode.io.transport.join import redeem, renew
+from meshnode.io.transport.join import Joined, renew
+from meshnode.io.transport.join import redeem as redeem_for
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
 from tests.identity.mesh import TestMesh
@@ -32,6 +33,10 @@ def key() -> Ed25519PrivateKey:
     return Ed25519PrivateKey.generate()
 
 
+async def redeem(invite: Invite, mine: Ed25519PrivateKey, now: datetime) -> Credentials:
+    return (await redeem_for(invite, mine, now)).credentials
+
+
 async def dial(credentials: Credentials, issuer: Issuer) -> None:
     """Prove that `credentials` open a MEMBER stream."""
     stream = await Transport(credentials).dial(issuer.credentials.node_id, [issuer.address], StreamClass.CONTROL)
@@ -41,10 +46,11 @@ async def dial(credentials: Credentials, issuer: Issuer) -> None:
 
 
 async def test_an_invite_makes_a_member_that_others_let_in(issuer: Issuer) -> None:
-    joined = await redeem(await issuer.invite(), key(), issuer.now)
-    assert joined.role is Role.MEMBER
-    assert joined.mesh_id == issuer.credentials.mesh_id
-    await dial(joined, issuer)
+    joined = await redeem_for(await issuer.invite(), key(), issuer.now)
+    assert joined == Joined(joined.credentials, issuer.credentials.node_id, issuer.address)
+    assert joined.credentials.role is Role.MEMBER
+    assert joined.credentials.mesh_id == issuer.credentials.mesh_id
+    await dial(joined.credentials, issuer)
 
 
 async def test_the_same_key_gets_the_same_certificate_and_another_none(issuer: Issuer) -> None:
