@@ -10,7 +10,6 @@ python -m meshnode.io.llama.plain <fd>      one JSON object a line over the sock
 
 from __future__ import annotations
 
-import ctypes
 import json
 import socket
 import sys
@@ -142,9 +141,6 @@ def answer(plain: PlainLlama | None, request: dict[str, Any]) -> tuple[PlainLlam
 
 def main() -> None:
     """Serve until the parent closes the socket."""
-    if sys.platform == "linux":
-        # Killed with the parent: PR_SET_PDEATHSIG, SIGKILL. Only a measurement runs here.
-        ctypes.CDLL(None).prctl(1, 9)
     plain: PlainLlama | None = None
     with socket.socket(fileno=int(sys.argv[1])) as connection, connection.makefile("rwb") as lines:
         for line in lines:

@@ -1,0 +1,266 @@
+"""`meshnode bench split`: plain llama.cpp and the same model split, in turns within one run.
+
+A machine's speed drifts by tens of per cent from minute to minute, so only ratios of neighbouring measurements count:
+every round measures each case once, one after the other, and a ratio is the median over rounds of the quotients.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Final
+
+import msgspec
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from meshnode.app.bench.model import write_model
+from meshnode.app.bench.rig import Rig, RigOptions, open_rig
+from meshnode.app.bench.yardstick import Yardstick, open_yardstick
+from meshnode.errors import ConfigError
+from meshnode.wire.messages import RunOptions
+
+STREAMS: Final = (1, 2, 4, 8)
+_TOKENS: Final = {1: 96, 2: 64, 4: 48, 8: 32}
+"""Tokens a stream: about a second each at 100 tokens/s in all."""
+_PROMPT: Final = 16
+_PLAIN_CHUNK: Final = 512
+"""llama.cpp's own default for a prompt."""
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """What to measure. `model` None: a synthetic one of `layers` x `embd`, of `type`."""
+
+    model: Path | None = None
+    layers: int = 24
+    embd: int = 1024
+    type: str = "q8_0"
+    stages: int = 2
+    threads: int = 1
+    rounds: int = 5
+    prefill_tokens: int = 1024
+    wire_dtype: str = "f16"
+    streams: tuple[int, ...] = STREAMS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stages <= 16 or not 1 <= self.threads <= 256:
+            raise ConfigError("bench split takes 1 to 16 stages of 1 to 256 threads", "--stages 2 --threads 1")
+        if not 1 <= self.rounds <= 100 or not 32 <= self.prefill_tokens <= 4096:
+            raise ConfigError("bench split takes 1 to 100 rounds and prompts of 32 to 4096 tokens", "--rounds 5")
+        if set(self.streams) - set(STREAMS) or 1 not in self.streams:
+            raise ConfigError(f"streams are 1 and some of {STREAMS}", "--streams 1,2,4,8")
+
+    @property
+    def run(self) -> RunOptions:
+        """The same for plain and split."""
+        return RunOptions(
+            context=self.prefill_tokens + 1024,
+            lanes=max(self.streams),
+            chunk=128,
+            kv_type="q8_0",
+            flash_attention=True,
+            wire_dtype=self.wire_dtype,
+        )
+
+
+class SplitCase(msgspec.Struct, frozen=True):
+    """Medians of one subject. Rates in tokens per second, of all streams together."""
+
+    name: str
+    stages: int
+    """0: plain llama.cpp."""
+    decode: dict[int, float]
+    """By number of streams."""
+    prefill: float
+    first_token_ms: float
+    """Of a prompt of 16 tokens."""
+    stage_overhead_us: float | None = None
+    """(time a token - plain) / stages."""
+    stage_internal_us: tuple[float, ...] = ()
+    """What each stage itself spent a microbatch outside of llama.cpp."""
+
+
+class SplitReport(msgspec.Struct, frozen=True):
+    """The object of `bench split --json`."""
+
+    model: str
+    threads: int
+    rounds: int
+    cases: tuple[SplitCase, ...]
+    ratios: dict[str, float | None]
+    """one_stream_vs_plain, two_streams_vs_one, prefill_vs_plain; of the case with most stages."""
+    stage_overhead_us: float
+
+
+class _Subject:
+    """Samples of one subject by what was measured, one a round."""
+
+    def __init__(self, name: str, stages: int) -> None:
+        self.name, self.stages = name, stages
+        self.decode: dict[int, list[float]] = {}
+        self.prefill: list[float] = []
+        self.first: list[float] = []
+        self.internal_us: tuple[float, ...] = ()
+
+    def case(self, plain: _Subject) -> SplitCase:
+        return SplitCase(
+            name=self.name,
+            stages=self.stages,
+            decode={streams: median(rates) for streams, rates in self.decode.items()},
+            prefill=median(self.prefill),
+            first_token_ms=median(self.first) * 1000,
+            stage_overhead_us=self.overhead_us(plain) if self.stages else None,
+            stage_internal_us=self.internal_us,
+        )
+
+    def overhead_us(self, plain: _Subject) -> float:
+        pairs = zip(self.decode[1], plain.decode[1], strict=True)
+        return median((1 / own - 1 / theirs) * 1e6 / self.stages for own, theirs in pairs)
+
+
+def run_split(options: SplitOptions, progress: Callable[[str], None] = lambda _: None) -> SplitReport:
+    """Measure; `progress` hears what is measured next. Raises ConfigError, ModelError, StageError, StageLost."""
+    with tempfile.TemporaryDirectory(prefix="meshnode-bench-") as folder:
+        model = options.model
+        if model is None:
+            model = Path(folder) / f"noise-{options.layers}x{options.embd}-{options.type}.gguf"
+            progress(f"writing {model.name}")
+            write_model(options.layers, options.embd, options.type, model)
+        return trio.run(_measure, options, model, progress)
+
+
+async def _measure(options: SplitOptions, model: Path, progress: Callable[[str], None]) -> SplitReport:
+    plain = _Subject("plain llama.cpp", 0)
+    split = [_Subject(f"split, {n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
+    async with AsyncExitStack() as stack:
+        progress("loading")
+        yardstick = await stack.enter_async_context(
+            open_yardstick(model, options.run, options.threads, chunk=_PLAIN_CHUNK)
+        )
+        rigs = [
+            await stack.enter_async_context(
+                open_rig(model, RigOptions(stages=subject.stages, threads=options.threads, run=options.run))
+            )
+            for subject in split
+        ]
+        await _round(options, (_Subject("", 0), yardstick), [(_Subject("", 1), rig) for rig in rigs], _warm)
+        for number in range(options.rounds):
+            progress(f"round {number + 1} of {options.rounds}")
+            await _round(options, (plain, yardstick), list(zip(split, rigs, strict=True)), _full)
+        for subject, rig in zip(split, rigs, strict=True):
+            stats = await rig.statistics()
+            subject.internal_us = tuple(round(s.overhead_us / max(s.microbatches, 1), 1) for s in stats)
+    return _report(options, model, plain, split)
+
+
+def _warm(options: SplitOptions) -> tuple[tuple[int, ...], int]:
+    return (1,), options.run.chunk
+
+
+def _full(options: SplitOptions) -> tuple[tuple[int, ...], int]:
+    return options.streams, options.prefill_tokens
+
+
+async def _round(
+    options: SplitOptions,
+    plain: tuple[_Subject, Yardstick],
+    rigs: Sequence[tuple[_Subject, Rig]],
+    extent: Callable[[SplitOptions], tuple[tuple[int, ...], int]],
+) -> None:
+    """Each measurement of everybody before the next one: neighbours in time are compared."""
+    streams, prefill = extent(options)
+    subject, yardstick = plain
+    for count in streams:
+        subject.decode.setdefault(count, []).append(await _plain_decode(yardstick, count))
+        for other, rig in rigs:
+            other.decode.setdefault(count, []).append(await _split_decode(rig, count))
+    for tokens, into in ((prefill, "prefill"), (_PROMPT, "first")):
+        await _timed(subject, into, tokens, yardstick.prefill(tokens, _PLAIN_CHUNK))
+        for other, rig in rigs:
+            await _timed(other, into, tokens, _first_token(rig, tokens))
+
+
+async def _timed(subject: _Subject, into: str, tokens: int, seconds: Awaitable[float]) -> None:
+    took = await seconds
+    if into == "prefill":
+        subject.prefill.append(tokens / took)
+    else:
+        subject.first.append(took)
+
+
+async def _plain_decode(yardstick: Yardstick, streams: int) -> float:
+    steps = await yardstick.decode(streams, _TOKENS[streams])
+    return streams * len(steps) / sum(steps)
+
+
+async def _split_decode(rig: Rig, streams: int) -> float:
+    """Tokens per second of all streams while every one of them runs."""
+    times: list[list[float]] = [[] for _ in range(streams)]
+
+    async def one(number: int) -> None:
+        prompt = range(number + 1, number + 1 + _PROMPT)
+        # A few more than are counted: no stream may end while another is still timed.
+        await rig.generate(prompt, _TOKENS[streams] + 1, on_token=lambda _: times[number].append(perf_counter()))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(streams):
+            nursery.start_soon(one, number)
+    started, ended = max(mine[0] for mine in times), min(mine[-1] for mine in times)
+    counted = sum(sum(started < at <= ended for at in mine) for mine in times)
+    return counted / (ended - started)
+
+
+async def _first_token(rig: Rig, tokens: int) -> float:
+    vocabulary = rig.loaded[-1].vocabulary
+    started = perf_counter()
+    await rig.generate([1 + index % (vocabulary - 1) for index in range(tokens)], 1)
+    return perf_counter() - started
+
+
+def _report(options: SplitOptions, model: Path, plain: _Subject, split: Sequence[_Subject]) -> SplitReport:
+    most = split[-1]
+
+    def quotient(own: Sequence[float], theirs: Sequence[float]) -> float:
+        return round(median(a / b for a, b in zip(own, theirs, strict=True)), 4)
+
+    two = quotient(most.decode[2], most.decode[1]) if 2 in options.streams else None
+    return SplitReport(
+        model=model.name,
+        threads=options.threads,
+        rounds=options.rounds,
+        cases=tuple(subject.case(plain) for subject in (plain, *split)),
+        ratios={
+            "one_stream_vs_plain": quotient(most.decode[1], plain.decode[1]),
+            "two_streams_vs_one": two,
+            "prefill_vs_plain": quotient(most.prefill, plain.prefill),
+        },
+        stage_overhead_us=round(most.overhead_us(plain), 1),
+    )
+
+
+def print_split(report: SplitReport, console: Console) -> None:
+    """The report for people."""
+    title = f"{report.model}: tokens/s, {report.threads} thread(s) a stage, medians of {report.rounds} rounds"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    counts = list(report.cases[0].decode)
+    for count in counts:
+        table.add_column(f"{count} stream{'s' * (count > 1)}", justify="right")
+    for name in ("prefill", "first token", "overhead a stage"):
+        table.add_column(name, justify="right")
+    for case in report.cases:
+        overhead = "" if case.stage_overhead_us is None else f"{case.stage_overhead_us:.0f} us"
+        rates = [f"{case.decode[count]:.1f}" for count in counts]
+        table.add_row(case.name, *rates, f"{case.prefill:.0f}", f"{case.first_token_ms:.0f} ms", overhead)
+    console.print(table)
+    for name, value in report.ratios.items():
+        if value is not None:
+            console.print(f"  {name:22} {value:.2f}", highlight=False)
+    console.print(f"  {'stage_overhead_us':22} {report.stage_overhead_us:.0f}", highlight=False)
