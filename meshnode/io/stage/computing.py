@@ -131,6 +131,9 @@ class Computing:
             assert isinstance(frame, Rows | FailedFrame), "the gate lets nothing else through"
             self._step_began = monotonic()
             try:
+                # Who interrupts says so first and aborts then; between the two there is no step that nobody ends.
+                if not hops.wanted:
+                    raise LinkLost("the streams were ended")
                 buffers = loaded.step.answer(frame)
             finally:
                 self._step_began, self._steps = None, self._steps + 1
