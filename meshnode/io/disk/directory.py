@@ -18,11 +18,10 @@ Invariant: every file is replaced whole and durable; private ones are never read
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from cryptography import x509
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshnode.errors import ConfigError, PeerError
 from meshnode.identity.certificates import (
+    ISSUER_VALID,
     NODE_VALID,
     Authority,
     Role,
@@ -44,18 +44,19 @@ from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, is_id, short
 from meshnode.identity.invite_book import InviteBook, decode_book, encode_book
 from meshnode.identity.keys import private_key_of, private_key_pem, spki_of
-from meshnode.io.disk.atomic import PRIVATE, write_atomic
+from meshnode.io.disk.atomic import PRIVATE
+from meshnode.io.disk.folder import SMALL_FILE, Folder, unusable
 from meshnode.io.disk.lock import DirectoryLock
 
-_RENEW_EVERY = timedelta(days=1)
-_SMALL_FILE = 64 * 1024
-"""Every file here but the book of invites is below 4 KiB: something longer is not ours."""
-_BOOK_BYTES = 8 * 1024 * 1024
-"""256 invites of 64 admissions with a certificate each, base64."""
+_RENEW_NODE = timedelta(days=1)
+_RENEW_ISSUER = timedelta(days=30)
+"""Long before the end: members learn of a new issuer certificate when they renew their own."""
+
+_BOOK_BYTES = 32 * 1024 * 1024
+"""256 invites of 64 admissions with a certificate each, in JSON: 20 MiB at worst."""
+
 _PEERS_BYTES = 1024 * 1024
 """256 members with 8 addresses of at most 260 characters, and room."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class DataDirectory:
 
     def __init__(self, path: Path, lock: DirectoryLock) -> None:
         self.path = path
+        self._files = Folder(path)
         self._lock = lock
 
     @classmethod
@@ -83,7 +85,7 @@ class DataDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = DirectoryLock(path / "lock")
         except OSError as problem:
-            raise _unusable(path, problem) from None
+            raise unusable(path, problem) from None
         for leftover in path.glob("*.part"):  # of a crash between write and rename
             leftover.unlink(missing_ok=True)
         return cls(path, lock)
@@ -99,12 +101,14 @@ class DataDirectory:
         folder.mkdir(exist_ok=True)
         return folder
 
+    # --- who this node is -----------------------------------------------------------------------------
+
     def node_key(self) -> Ed25519PrivateKey:
         """The node's key, made at first use."""
-        key = self._read_key("node.key")
+        key = self._files.parsed("node.key", private_key_of)
         if key is None:
             key = Ed25519PrivateKey.generate()
-            self._write("node.key", private_key_pem(key), PRIVATE)
+            self._files.write("node.key", private_key_pem(key), PRIVATE)
         return key
 
     def make_mesh(self, now: datetime) -> Membership:
@@ -115,10 +119,10 @@ class DataDirectory:
         root = make_root(root_key, now)
         issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
         own = make_node(Authority(issuer, issuer_key), node_key.public_key(), Role.MEMBER, now)
-        self._write("root.key", private_key_pem(root_key), PRIVATE)
-        self._write("issuer.key", private_key_pem(issuer_key), PRIVATE)
-        self._write("issuer.pem", issuer.public_bytes(Encoding.PEM))
-        self._write("invites.json", encode_book(InviteBook()), PRIVATE)
+        self._files.write("root.key", private_key_pem(root_key), PRIVATE)
+        self._files.write("issuer.key", private_key_pem(issuer_key), PRIVATE)
+        self._files.write("issuer.pem", issuer.public_bytes(Encoding.PEM))
+        self.store_invites(InviteBook())
         self._store(Credentials(node_key, (own, issuer), root))
         return self._loaded()
 
@@ -133,92 +137,53 @@ class DataDirectory:
         self._store(credentials)
 
     def membership(self, now: datetime) -> Membership | None:
-        """The mesh this directory belongs to, or None. An issuer renews its own node certificate here.
+        """The mesh this directory belongs to, or None. An issuer renews its own certificates here: call it daily.
 
-        `ConfigError` when files are damaged or do not belong together, or the certificate has ended.
+        A joiner's certificate may have ended (`credentials.expires`): it is renewed over JOIN. `ConfigError` when
+        files are damaged or do not belong together.
         """
-        if self._read("mesh.pem") is None:
+        if self._files.read("mesh.pem") is None:
             return None
         held = self._loaded()
-        own = held.credentials.chain[0]
-        if held.issuer is not None and own.not_valid_after_utc - now < NODE_VALID - _RENEW_EVERY:
-            key = held.credentials.key
-            own = make_node(held.issuer, key.public_key(), Role.MEMBER, now)
-            self._store(Credentials(key, (own, held.issuer.certificate), held.credentials.root))
-            held = self._loaded()
-        try:
-            verify_chain(held.credentials.chain, held.credentials.root, now)
+        if held.issuer is not None:
+            held = self._renewed(held, held.issuer, now)
+        credentials = held.credentials
+        try:  # at a time when it was valid: ended is not damaged
+            verify_chain(credentials.chain, credentials.root, credentials.expires)
         except PeerError as problem:
             raise ConfigError(
-                f"this node's certificate cannot be used: {problem}",
-                "Check this machine's clock; otherwise join again with a new invite and an empty --data.",
+                f"{self.path / 'mesh.pem'} is damaged: {problem}", "Start with an empty --data."
             ) from None
         return held
 
-    def invites(self) -> InviteBook:
-        """The issuer's book; an empty one when there is no file."""
-        data = self._read("invites.json", _BOOK_BYTES)
-        return InviteBook() if data is None else decode_book(data)
-
-    def store_invites(self, book: InviteBook) -> None:
-        """Durable when this returns."""
-        self._write("invites.json", encode_book(book), PRIVATE)
-
-    def next_incarnation(self) -> int:
-        """The boot counter, one higher than at the last start and durable; `ConfigError` when damaged."""
-        last = self._parsed("incarnation", lambda data: int(data.decode("ascii"))) or 0
-        if not 0 <= last < 2**62:
-            raise _damaged(self.path / "incarnation")
-        self._write("incarnation", f"{last + 1}\n".encode())
-        return last + 1
-
-    def ledger(self) -> bytes | None:
-        """What `store_ledger` kept, or None."""
-        return self._read("ledger")
-
-    def store_ledger(self, data: bytes) -> None:
-        """Durable when this returns; at most 64 KiB."""
-        assert len(data) <= _SMALL_FILE, "a ledger holds claims and grants, not history"
-        self._write("ledger", data)
-
-    def peers(self) -> dict[NodeId, tuple[str, ...]]:
-        """Addresses of known members; empty when the file is missing or damaged."""
-        try:
-            found = msgspec.json.decode(
-                self._read("peers.json", _PEERS_BYTES) or b"{}", type=dict[str, tuple[str, ...]]
-            )
-        except (msgspec.DecodeError, ValueError, ConfigError):
-            return {}
-        return {NodeId(name): addresses for name, addresses in found.items() if is_id(name)}
-
-    def store_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
-        """Remember where members were seen."""
-        self._write("peers.json", msgspec.json.encode(peers))
-
-    def api_token(self) -> str:
-        """The token of the routes that change things, made at first use: 32 random bytes in hex."""
-        token = self._parsed("api-token", lambda data: data.decode("ascii").strip())
-        if not token:
-            token = secrets.token_hex(32)
-            self._write("api-token", f"{token}\n".encode(), PRIVATE)
-        return token
+    def _renewed(self, held: Membership, issuer: Authority, now: datetime) -> Membership:
+        """What a day changes on an issuer: its own certificate, and once a month the issuer's."""
+        root, key = held.credentials.root, held.credentials.key
+        root_key = self._files.parsed("root.key", private_key_of)
+        if root_key is not None and _is_older(issuer.certificate, ISSUER_VALID - _RENEW_ISSUER, now):
+            fresh = make_issuer(Authority(root, root_key), issuer.key.public_key(), now)
+            self._files.write("issuer.pem", fresh.public_bytes(Encoding.PEM))
+            issuer = Authority(fresh, issuer.key)
+        if _is_older(held.credentials.chain[0], NODE_VALID - _RENEW_NODE, now):
+            own = make_node(issuer, key.public_key(), Role.MEMBER, now)
+            self._store(Credentials(key, (own, issuer.certificate), root))
+        return self._loaded()
 
     def _refuse_second_mesh(self) -> None:
-        if self._read("mesh.pem") is not None:
+        if self._files.read("mesh.pem") is not None:
             mesh = short(self._loaded().credentials.mesh_id)
-            raise ConfigError(
-                f"{self.path} belongs to mesh {mesh} already", "Use another directory for another mesh: --data PATH."
-            )
+            hint = "Use another directory for another mesh: --data PATH."
+            raise ConfigError(f"{self.path} belongs to mesh {mesh} already", hint)
 
     def _store(self, credentials: Credentials) -> None:
         assert spki_of(self.node_key().public_key()) == spki_of(credentials.key.public_key()), "another node's key"
-        self._write("mesh.pem", credentials.chain_pem + credentials.root_pem)
+        self._files.write("mesh.pem", credentials.chain_pem + credentials.root_pem)
 
     def _loaded(self) -> Membership:
         """What is on disk, whole and consistent, whatever the time."""
-        certificates = self._parsed("mesh.pem", _certificates) or []
-        if len(certificates) < 3:
-            raise _damaged(self.path / "mesh.pem")
+        certificates = self._files.parsed("mesh.pem", _certificates) or []
+        if len(certificates) != 3:
+            raise self._files.damaged("mesh.pem")
         key = self.node_key()
         if key_bytes(certificates[0]) != spki_of(key.public_key()):
             raise ConfigError(f"node.key and mesh.pem in {self.path} do not belong together")
@@ -226,12 +191,12 @@ class DataDirectory:
         try:
             peer_identity(certificates[0])
         except PeerError:
-            raise _damaged(self.path / "mesh.pem") from None
+            raise self._files.damaged("mesh.pem") from None
         return Membership(credentials, self._issuer(credentials.root), (self.path / "root.key").exists())
 
     def _issuer(self, root: x509.Certificate) -> Authority | None:
-        key = self._read_key("issuer.key")
-        certificates = self._parsed("issuer.pem", _certificates)
+        key = self._files.parsed("issuer.key", private_key_of)
+        certificates = self._files.parsed("issuer.pem", _certificates)
         if key is None or not certificates:
             return None
         if key_bytes(certificates[0]) != spki_of(key.public_key()):
@@ -242,36 +207,52 @@ class DataDirectory:
             return None  # left by a `make_mesh` that did not get to the end
         return Authority(certificates[0], key)
 
-    def _read_key(self, name: str) -> Ed25519PrivateKey | None:
-        return self._parsed(name, private_key_of)
+    # --- what it remembers ----------------------------------------------------------------------------
 
-    def _parsed(self, name: str, parse: Callable[[bytes], _T]) -> _T | None:
-        data = self._read(name)
-        if data is None:
-            return None
-        try:
-            return parse(data)
-        except (ValueError, PeerError):
-            raise _damaged(self.path / name) from None
+    def invites(self) -> InviteBook:
+        """The issuer's book; an empty one when there is no file."""
+        data = self._files.read("invites.json", _BOOK_BYTES)
+        return InviteBook() if data is None else decode_book(data)
 
-    def _read(self, name: str, limit: int = _SMALL_FILE) -> bytes | None:
-        path = self.path / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as problem:
-            raise _unusable(path, problem) from None
-        if len(data) > limit:
-            raise _damaged(path)
-        return data
+    def store_invites(self, book: InviteBook) -> None:
+        """Durable when this returns."""
+        self._files.write("invites.json", encode_book(book), PRIVATE)
 
-    def _write(self, name: str, data: bytes, mode: int = 0o644) -> None:
+    def next_incarnation(self) -> int:
+        """The boot counter, one higher than at the last start and durable; `ConfigError` when damaged."""
+        last = self._files.parsed("incarnation", _counter) or 0
+        self._files.write("incarnation", f"{last + 1}\n".encode())
+        return last + 1
+
+    def ledger(self) -> bytes | None:
+        """What `store_ledger` kept, or None."""
+        return self._files.read("ledger")
+
+    def store_ledger(self, data: bytes) -> None:
+        """Durable when this returns; at most 64 KiB."""
+        assert len(data) <= SMALL_FILE, "a ledger holds claims and grants, not history"
+        self._files.write("ledger", data)
+
+    def peers(self) -> dict[NodeId, tuple[str, ...]]:
+        """Addresses of known members; empty when the file is missing or damaged."""
         try:
-            write_atomic(self.path / name, data, mode)
-        except OSError as problem:
-            raise _unusable(self.path / name, problem) from None
+            data = self._files.read("peers.json", _PEERS_BYTES) or b"{}"
+            found = msgspec.json.decode(data, type=dict[str, tuple[str, ...]])
+        except (msgspec.DecodeError, ValueError, ConfigError):
+            return {}
+        return {NodeId(name): addresses for name, addresses in found.items() if is_id(name)}
+
+    def store_peers(self, peers: Mapping[NodeId, tuple[str, ...]]) -> None:
+        """Remember where members were seen."""
+        self._files.write("peers.json", msgspec.json.encode(peers))
+
+    def api_token(self) -> str:
+        """The token of the routes that change things, made at first use: 32 random bytes in hex."""
+        token = self._files.parsed("api-token", lambda data: data.decode("ascii").strip())
+        if not token:
+            token = secrets.token_hex(32)
+            self._files.write("api-token", f"{token}\n".encode(), PRIVATE)
+        return token
 
 
 def _certificates(pem: bytes) -> list[x509.Certificate]:
@@ -279,9 +260,13 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
     return [parse_certificate(certificate.public_bytes(Encoding.DER)) for certificate in found]
 
 
-def _unusable(path: Path, problem: OSError) -> ConfigError:
-    return ConfigError(f"{path}: {problem.strerror or problem}", "Choose another directory with --data PATH.")
+def _counter(data: bytes) -> int:
+    value = int(data.decode("ascii"))
+    if not 0 <= value < 2**62:
+        raise ValueError("not a boot counter")
+    return value
 
 
-def _damaged(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is damaged", "Restore it from a backup, or start with an empty directory: --data PATH.")
+def _is_older(certificate: x509.Certificate, left: timedelta, now: datetime) -> bool:
+    """True when less than `left` remains of it."""
+    return certificate.not_valid_after_utc - now < left
