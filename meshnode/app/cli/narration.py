@@ -65,8 +65,9 @@ def _opening_changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str
 
 def _deployment_changes(before: DeploymentStatus | None, now: DeploymentStatus, node: NodeStatus) -> Iterator[str]:
     if before is None or (before.state, before.note) != (now.state, now.note):
-        yield f"{now.model}: {now.state}" + (f": {now.note}" if now.note else "")
-    if now.stages and (before is None or before.run != now.run or not before.stages):
+        # A shortfall has a line per node.
+        yield f"{now.model}: {now.state}" + (f": {now.note}" if now.note else "").replace("\n", "\n    ")
+    if now.stages and _layout(now) != _layout(before):
         yield f"{now.model}: context {now.context}, {now.lanes} lanes, KV {now.kv_type}, {len(now.stages)} stage(s)"
         for stage in now.stages:
             yield f"  stage {stage.stage} on {stage.name}: layers {stage.first}-{stage.last - 1}"
@@ -75,6 +76,11 @@ def _deployment_changes(before: DeploymentStatus | None, now: DeploymentStatus, 
         yield from _stage_changes(old.get(stage.stage), stage)
     if now.state == "serving" and (before is None or before.state != "serving"):
         yield ready_line(node, now)
+
+
+def _layout(deployment: DeploymentStatus | None) -> list[tuple[str, int, int]]:
+    """Who holds what: a run that is built again in the same way is not told again."""
+    return [(stage.node, stage.first, stage.last) for stage in deployment.stages] if deployment else []
 
 
 def _stage_changes(before: StageStatus | None, now: StageStatus) -> Iterator[str]:
