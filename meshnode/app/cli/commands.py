@@ -208,6 +208,40 @@ def verify(
     return run(model, stages, cuts, json)
 
 
+@command(bench_group, "split")
+def bench_split(
+    model: Annotated[Path | None, typer.Option(help="Measure this GGUF instead of a synthetic one.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the synthetic model.")] = 24,
+    embd: Annotated[int, typer.Option(help="Its width.")] = 1024,
+    kind: Annotated[str, typer.Option("--type", help="Its tensor type.")] = "q8_0",
+    stages: Annotated[int, typer.Option(help="Measure 1 to this many stages.")] = 2,
+    threads: Annotated[int, typer.Option(help="Compute threads of a stage, and of plain llama.cpp.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Interleaved repetitions.")] = 5,
+    json: Json = False,
+) -> int:
+    """Plain llama.cpp and the split in turns: tokens per second, time to first token, cost of a stage and its hop."""
+    from meshnode.app.bench.split import SplitOptions
+    from meshnode.app.cli.measuring import bench_split as run
+
+    options = SplitOptions(
+        model=model, layers=layers, embd=embd, type=kind, stages=stages, threads=threads, rounds=rounds
+    )
+    return run(options, json)
+
+
+@command(bench_group, "model")
+def bench_model(
+    out: Annotated[Path, typer.Option(help="Where to write it.")],
+    layers: Annotated[int, typer.Option(help="Layers.")] = 24,
+    embd: Annotated[int, typer.Option(help="Width.")] = 1024,
+    kind: Annotated[str, typer.Option("--type", help="Tensor type: f32, f16, q8_0, q4_0, ...")] = "q8_0",
+) -> int:
+    """Write the synthetic benchmark model: Llama shape, 32k vocabulary, random weights."""
+    from meshnode.app.cli.measuring import bench_model as run
+
+    return run(out, layers, embd, kind)
+
+
 @command(application)
 def demo(
     leave: Annotated[

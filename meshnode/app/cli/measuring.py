@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 
+from meshnode.app.bench.model import write_model
+from meshnode.app.bench.split import SplitOptions, print_split, run_split
 from meshnode.app.cli.inquiries import write_json
+from meshnode.app.cli.tables import size
 from meshnode.app.verify import verify_model
 from meshnode.errors import ConfigError
 
@@ -43,3 +47,24 @@ def verify(model: Path, stages: int, cuts: str | None, as_json: bool) -> int:
         if report.reason:
             console.print(f"  {report.reason}", markup=False)
     return report.exit_code
+
+
+def bench_split(options: SplitOptions, as_json: bool) -> int:
+    """Measure; what is being measured is told on stderr."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("starting") as now:
+        report = run_split(options, now.update if console.is_terminal else lambda step: None)
+    if as_json:
+        write_json(report)
+    else:
+        print_split(report, Console(highlight=False))
+    return 0
+
+
+def bench_model(out: Path, layers: int, embd: int, kind: str) -> int:
+    """Write the synthetic model."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"writing {out.name}", total=None)
+        write_model(layers, embd, kind, out, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    Console(highlight=False, soft_wrap=True).print(f"{out}: {size(out.stat().st_size)}", markup=False)
+    return 0
