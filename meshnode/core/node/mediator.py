@@ -100,7 +100,9 @@ class Mediator:
         return self._effects
 
     def deadline(self) -> float | None:
-        """When to hand in TimePassed at the latest."""
+        """When to hand in TimePassed at the latest; None when nothing is due ever again."""
+        if self.stopping:
+            return None
         times = [self.links.deadline(), self._announce_at]
         for deployment in self.deployments.values():
             times += [deployment.plan_at, deployment.run.deadline if deployment.run else None]
@@ -152,6 +154,8 @@ class Mediator:
         for node, entry in self.roster.entries.items():
             if node != peer and not entry.left:
                 self._pass_on(peer, entry.record, self.roster.chains[node])
+        for deployment in self.deployments.values():
+            deployment.changed(now)
         # An Abort may have been lost with the old link: a coordinator that no longer knows the run says it again.
         for fence in self.ledger.of_coordinator(peer):
             self._send(peer, Grant(fence, self.ledger.held[fence].claim.deployment))
