@@ -7,8 +7,7 @@ plan, the smallest over its stages, capped by the trained context. KV is unified
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from meshnode.core.planning.footprint import ModelFootprint, kv_bytes
 
@@ -43,11 +42,6 @@ class Costs:
     def layers(self) -> int:
         """Layers of the model."""
         return len(self.prefix) - 1
-
-    @cached_property
-    def smallest(self) -> int:
-        """Bytes of the smallest layer, at least 1."""
-        return max(1, min(after - before for before, after in pairwise(self.prefix)))
 
     def need(self, first: int, last: int) -> int:
         """Bytes that the slice [first, last) takes on its node. Grows with `last`."""

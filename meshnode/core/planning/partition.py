@@ -16,8 +16,11 @@ from meshnode.core.planning.cuts import Cuts
 EXACT_NODES = 7
 """Up to here every order is covered (2^7 sets x 7 nodes, 10 ms); more would not stay below the planner's 200 ms."""
 
-ORDERS_TRIED = 24
-"""Orders tried for one set of more nodes: counted, not timed, so that every machine tries the same."""
+ORDERS_A_SET = 16
+"""Orders tried for one set of more nodes. For equal layers and free cuts the first ones decide."""
+
+ORDERS_TRIED = 128
+"""Orders tried for all sets together, at one context: counted, not timed, so that every machine tries the same."""
 
 _ENDS_TRIED = 8
 """Candidates for each end of a pipeline, those that lose least: 64 pairs, more than are tried."""
@@ -30,6 +33,9 @@ class Fit:
         self._cuts = cuts
         self._costs = costs
         self._reach: dict[int, tuple[int, ...]] = {}
+        self._best: dict[int, int] = {}
+        self._orders_left = ORDERS_TRIED
+        self._allowed = tuple(sum(1 << end for end in ends) for ends in cuts.ends)
 
     @property
     def whole_bytes(self) -> int:
@@ -44,10 +50,24 @@ class Fit:
         return known
 
     def _reach_from(self, first: int, room: int) -> int:
-        need = self._costs.need
-        ends = self._cuts.ends[first]
-        count = bisect_right(ends, room, key=lambda last: need(first, last))
-        return sum(1 << end for end in ends[:count])
+        costs, prefix = self._costs, self._costs.prefix
+        left = room - costs.each - (costs.embedding if first == 0 else 0)
+        if left < 0:
+            return 0
+        furthest = bisect_right(prefix, prefix[first] + left) - 1
+        ends = self._allowed[first] & ((2 << furthest) - 1) & ~(1 << costs.layers)
+        final = self._allowed[first] >> costs.layers & 1 and costs.need(first, costs.layers) <= room
+        return ends | 1 << costs.layers if final else ends
+
+    def _most(self, room: int) -> int:
+        """Bytes of layers that a node of this size can take at best."""
+        known = self._best.get(room)
+        if known is None:
+            prefix = self._costs.prefix
+            slices = ((first, ends) for first, ends in enumerate(self.reach(room)) if ends)
+            known = max((prefix[ends.bit_length() - 1] - prefix[first] for first, ends in slices), default=0)
+            self._best[room] = known
+        return known
 
     def holds(self, rooms: Sequence[int]) -> bool:
         """Whether nodes of these sizes, in this order and all used, hold every layer."""
@@ -69,16 +89,18 @@ class Fit:
             return None
         if len(rooms) <= EXACT_NODES:
             return self._exact_order(rooms)
-        tried = islice(self._likely_orders(rooms), ORDERS_TRIED)
-        return next((order for order in tried if self.holds([rooms[index] for index in order])), None)
+        for order in islice(self._likely_orders(rooms), min(ORDERS_A_SET, self._orders_left)):
+            self._orders_left -= 1
+            if self.holds([rooms[index] for index in order]):
+                return order
+        return None
 
     def _could_hold(self, rooms: Sequence[int]) -> bool:
-        """Necessary: enough bytes in all, and room for all layers if each were as small as the smallest."""
+        """Necessary, and cheap: enough bytes in all, also when each node takes the best slice it could."""
         costs = self._costs
-        total = self.whole_bytes + costs.each * (len(rooms) - 1)
-        if total > sum(rooms):
+        if self.whole_bytes + costs.each * (len(rooms) - 1) > sum(rooms):
             return False
-        return sum((room - costs.each) // costs.smallest for room in rooms) >= costs.layers
+        return sum(map(self._most, rooms)) >= costs.prefix[-1]
 
     def _exact_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
         """Dynamic programming over sets of nodes: the boundaries that a set, in some order, can end at."""
@@ -109,21 +131,25 @@ class Fit:
         return tuple(reversed(order))
 
     def _likely_orders(self, rooms: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """Orders by how few layers the two ends lose to embedding and output: only the ends matter for equal layers.
+        """Orders by how little the two ends lose to embedding and output: only the ends matter for equal layers.
 
-        Pairs of ends that could not hold enough layers even if each were the smallest are left out.
+        Pairs of ends that could not do even if every other node took the best slice it could are left out.
         """
-        costs, layer = self._costs, self._costs.smallest
-        middle = [(room - costs.each) // layer for room in rooms]
-        front = [(room - costs.each - costs.embedding) // layer for room in rooms]
-        back = [(room - costs.each - costs.output) // layer for room in rooms]
-        spare = sum(middle) - costs.layers
-        fronts = sorted((middle[i] - front[i], i) for i in range(len(rooms)) if front[i] > 0)
-        backs = sorted((middle[i] - back[i], i) for i in range(len(rooms)) if back[i] > 0)
+        layers, prefix = self._costs.layers, self._costs.prefix
+        most = [self._most(room) for room in rooms]
+        fronts, backs = [], []
+        for index, room in enumerate(rooms):
+            reach = self.reach(room)
+            if ends := reach[0] & ~(1 << layers):
+                fronts.append((most[index] - prefix[ends.bit_length() - 1], index))
+            start = next((first for first in range(1, layers) if reach[first] >> layers & 1), None)
+            if start is not None:
+                backs.append((most[index] - prefix[-1] + prefix[start], index))
+        spare = sum(most) - prefix[-1]
         pairs = sorted(
             (lost + further, first, last)
-            for lost, first in fronts[:_ENDS_TRIED]
-            for further, last in backs[:_ENDS_TRIED]
+            for lost, first in sorted(fronts)[:_ENDS_TRIED]
+            for further, last in sorted(backs)[:_ENDS_TRIED]
             if first != last and lost + further <= spare
         )
         for _, first, last in pairs:
