@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from meshnode.errors import (
+    CapacityError,
     ConfigError,
     InvalidRequest,
     LinkLost,
@@ -89,6 +90,8 @@ def failure_of(error: MeshError) -> Failure:
         case ConfigError():
             hint: dict[str, int | str] = {"hint": error.hint} if error.hint else {}
             return Failure(400, "invalid_request_error", str(error), error.kind, extra=hint)
+        case CapacityError():
+            return Failure(409, "invalid_request_error", str(error), error.kind)
         case _:
             # What failed once in native code or by our own fault fails again: the SDKs need not try twice more.
             return Failure(500, "server_error", str(error), error.kind, headers={"x-should-retry": "false"})

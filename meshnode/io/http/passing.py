@@ -5,7 +5,7 @@ Invariant: a request is passed on once at most, and only generation routes are r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -83,8 +83,14 @@ class _Sent:
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         self._started = True
         await self._send({"type": "http.response.start", "status": answer.status, "headers": raw})
-        async for chunk in answer.chunks:
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        chunks = answer.chunks
+        try:
+            async for chunk in chunks:
+                await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            # A generator that is only dropped would be closed by the garbage collector, at any time.
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
 
     async def fail(self, error: MeshError) -> Response | None:
         """The best ending that is still possible: a status, an error event, or a connection that breaks off."""
@@ -132,7 +138,7 @@ async def answer_here(app: ASGIApp, request: PassedRequest) -> AsyncIterator[Pas
     async with trio.open_nursery() as nursery, pieces:
         nursery.start_soon(run)
         try:
-            yield _LocalAnswer(await pieces.receive(), _bodies(pieces))
+            yield _LocalAnswer(await pieces.receive(), _Bodies(pieces))
         except MeshError as error:
             failed = error
         finally:
@@ -141,12 +147,24 @@ async def answer_here(app: ASGIApp, request: PassedRequest) -> AsyncIterator[Pas
         raise failed
 
 
-async def _bodies(pieces: trio.MemoryReceiveChannel[Message]) -> AsyncIterator[bytes]:
-    async for message in pieces:
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body", False):
-            return
+class _Bodies:
+    """The body pieces among the messages. No generator: nobody has to close it."""
+
+    def __init__(self, messages: trio.MemoryReceiveChannel[Message]) -> None:
+        self._messages = messages
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._ended:
+            message = await self._messages.receive()
+            self._ended = not message.get("more_body", False)
+            if message.get("body"):
+                body: bytes = message["body"]
+                return body
+        raise StopAsyncIteration
 
 
 def _scope(request: PassedRequest) -> dict[str, Any]:

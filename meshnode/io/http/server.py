@@ -146,10 +146,17 @@ class _Connections:
 
 
 class _Http11(H11Protocol):  # type: ignore[misc]  # hypercorn is skipped by mypy
-    """Without the ways into HTTP/2."""
+    """Without the ways into HTTP/2 and web sockets: every request is a request."""
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        plain = h11.Request(
+            method=request.method, target=request.target, headers=headers, http_version=request.http_version
+        )
+        await super()._create_stream(plain)
 
 
 class _Connection(TCPServer):  # type: ignore[misc]  # hypercorn is skipped by mypy

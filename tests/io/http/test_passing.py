@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from meshnode.errors import LinkLost, StageLost
+from meshnode.io.http import server
+from meshnode.io.http.backend import PassedAnswer, PassedRequest
+from meshnode.io.http.endpoint import build_endpoint
+from meshnode.io.http.passing import answer_here
+from tests.io.http.byte_model import ByteDirectory, ByteModel
+from tests.io.http.serving import events, raw_request, serving
+
+HELLO: dict[str, Any] = {"model": "org/byte-model", "messages": [{"role": "user", "content": "hi"}]}
+STREAMED = {**HELLO, "stream": True}
+
+
+class Mesh:
+    """Two nodes of which the second has the head, joined by function calls."""
+
+    def __init__(self) -> None:
+        self.model = ByteModel("Hello.")
+        self.head = ByteDirectory(self.model)
+        self.joiner = ByteDirectory()
+        self.joiner.elsewhere[self.model.id] = self._carry
+        self.requests: list[PassedRequest] = []
+        self.link_breaks_after = -1
+
+    @asynccontextmanager
+    async def _carry(self, request: PassedRequest) -> AsyncIterator[PassedAnswer]:
+        self.requests.append(request)
+        async with answer_here(build_endpoint(self.head).passed, request) as answer:
+            answer.chunks = self._chunks(answer.chunks)
+            yield answer
+
+    async def _chunks(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        count = 0
+        async for chunk in chunks:
+            if count == self.link_breaks_after:
+                raise LinkLost("the other node is gone")
+            count += 1
+            yield chunk
+
+
+@pytest.mark.parametrize("body", [HELLO, STREAMED])
+async def test_a_joiner_gives_the_answer_of_the_head(body: dict[str, Any]) -> None:
+    mesh = Mesh()
+    async with serving(mesh.joiner) as running, running.client() as client:
+        headers = {"authorization": "Bearer key", "cookie": "a=b"}
+        response = await client.post("/v1/chat/completions", json=body, headers=headers)
+    assert (response.status_code, "Hello." in response.text or '"o"' in response.text) == (200, True)
+    assert {name for name, _ in mesh.requests[0].headers} <= {"content-type", "accept"}
+    if body is STREAMED:
+        assert events(response.text)[-1] == "[DONE]"
+
+
+async def test_status_and_retry_headers_of_the_head_come_back() -> None:
+    mesh = Mesh()
+    mesh.model.fails_with = StageLost("a stage ended")
+    async with serving(mesh.joiner) as running, running.client() as client:
+        response = await client.post("/v1/chat/completions", json=HELLO)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "3")
+    assert response.json()["error"]["type"] == "unavailable_error"
+
+
+async def test_a_client_that_leaves_the_joiner_frees_the_lane_of_the_head() -> None:
+    mesh = Mesh()
+    mesh.model.stall_at = 2
+    async with serving(mesh.joiner) as running:
+        stream = await raw_request(running.port, STREAMED)
+        await mesh.model.waiting.wait()
+        await stream.aclose()
+        await mesh.model.freed.wait()
+
+
+async def test_a_link_lost_in_a_stream_is_an_error_event() -> None:
+    mesh = Mesh()
+    mesh.link_breaks_after = 2
+    async with serving(mesh.joiner) as running, running.client() as client:
+        response = await client.post("/v1/chat/completions", json=STREAMED)
+    assert events(response.text)[-1]["error"]["type"] == "unavailable_error"
+
+
+async def test_a_request_is_passed_on_only_once() -> None:
+    mesh = Mesh()
+    mesh.head.served.clear()
+    mesh.head.elsewhere[mesh.model.id] = mesh._carry
+    async with serving(mesh.joiner) as running, running.client() as client:
+        response = await client.post("/v1/chat/completions", json=HELLO)
+    assert (response.status_code, len(mesh.requests)) == (503, 1)
+
+
+async def test_shutdown_of_the_joiner_ends_a_passed_stream_with_a_terminal_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "FINISH_S", 0.01)
+    mesh = Mesh()
+    mesh.model.stall_at = 2
+    async with serving(mesh.joiner) as running:
+        async with await raw_request(running.port, STREAMED) as stream:
+            await mesh.model.waiting.wait()
+            running.shutdown.set()
+            received = b"".join([part async for part in stream])
+        await running.ended.wait()
+    assert b'"this node is shutting down"' in received
+    assert mesh.model.lanes == 0
+
+
+async def test_only_generation_is_reached_from_other_nodes() -> None:
+    passed = build_endpoint(ByteDirectory(ByteModel())).passed
+    for method, path in [("GET", "/v1/models"), ("GET", "/api/status"), ("GET", "/health")]:
+        async with answer_here(passed, PassedRequest(method, path, (), b"")) as answer:
+            assert answer.status == 404
+
+
+async def _lose_in(context: AbstractAsyncContextManager[PassedAnswer]) -> None:
+    async with context as answer:
+        assert answer.status == 200
+        raise LinkLost("gone")
+
+
+async def test_what_the_caller_raises_comes_out_as_it_was() -> None:
+    body = b'{"prompt":"x","stream":true}'
+    request = PassedRequest("POST", "/v1/completions", (("content-type", "application/json"),), body)
+    model = ByteModel()
+    model.stall_at = 1
+    passed = build_endpoint(ByteDirectory(model)).passed
+    with trio.fail_after(30), pytest.raises(LinkLost, match="gone"):
+        await _lose_in(answer_here(passed, request))
+    assert model.lanes == 0
