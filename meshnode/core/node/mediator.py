@@ -442,7 +442,9 @@ class Mediator:
             raise PeerError("only members may claim")
 
     def addresses_of(self, node: NodeId) -> tuple[str, ...]:
-        """Where `node` can be dialed."""
+        """Where `node` can be dialed; this node too, by its own stages and heads."""
+        if node == self.node:
+            return self.me.addresses
         body: Body | None = self.roster.body(node)
         return body.addresses if body is not None else self.hints.get(node, ())
 
