@@ -60,6 +60,10 @@ class Architecture:
     """What the overwrite way replaces in later slices; in the first it is always `embd`."""
     window: Window | None = None
     recurrence: Recurrence = Recurrence.NONE
+    state_in_every_layer: bool = False
+    """Every layer keeps recurrent state."""
+    cache: bool = True
+    """Layers keep a KV cache."""
     full_layer_needed: bool = False
     """With windows, a slice also needs a layer of full attention (others only need a windowed one)."""
     indexed: bool = False
@@ -80,6 +84,7 @@ PLAIN = Architecture()
 _FOUR = Architecture(window=Window(4))
 _HYBRID = Architecture(recurrence=Recurrence.NO_KV_HEADS)
 _INTERVAL = Architecture(recurrence=Recurrence.INTERVAL)
+_RECURRENT = Architecture(state_in_every_layer=True)
 _GIVEN = Architecture(window=Window())
 _POSITIONS = Architecture(zeroed=("position_embd.weight",))
 _AT_EMBEDDING = Architecture(way_in=WayIn.OVERWRITE)
@@ -89,8 +94,8 @@ _NEMOTRON_H = Architecture(recurrence=Recurrence.NO_KV_HEADS_NO_FF, tap="nemotro
 
 _PLAIN_NAMES = (
     "apertus arcee arctic bailingmoe bailingmoe2 bitnet chatglm codeshell command-r dbrx deci deepseek deepseek32 "
-    "dots1 ernie4_5 ernie4_5-moe exaone falcon falcon-h1 gptneox granite granitemoe grovemoe hunyuan-dense "
-    "hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder mamba mamba2 minimax-m2 minimax-m3 "
+    "dots1 ernie4_5 ernie4_5-moe exaone falcon gptneox granite granitemoe grovemoe hunyuan-dense "
+    "hunyuan-moe hunyuan_vl hy_v3 internlm2 jais jais2 llama maincoder minimax-m2 minimax-m3 "
     "mistral3 mistral4 nanbeige nemotron olmo olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo "
     "pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder2 "
     "xverse "
@@ -126,7 +131,10 @@ _ROWS: dict[str, Architecture] = {
     "afmoe": replace(_FOUR, way_in=WayIn.OVERWRITE, input_tensor="inp_embd_scaled", steps=((4, 1),)),
     "smallthinker": Architecture(window=Window(4, dense_first=True), steps=((4, 0),), counts=(4,)),
     "llama4": Architecture(window=Window(4, always=True), steps=((4, 1),), full_layer_needed=True),
-    # Recurrent layers among attention layers.
+    # Recurrent layers, alone or among attention layers.
+    "mamba": replace(_RECURRENT, cache=False),
+    "mamba2": replace(_RECURRENT, cache=False),
+    "falcon-h1": _RECURRENT,
     "bailingmoe3": _HYBRID,
     "granitehybrid": _HYBRID,
     "jamba": _HYBRID,

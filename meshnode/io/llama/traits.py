@@ -66,7 +66,7 @@ class ModelTraits:
     @property
     def one_lane_batches(self) -> bool:
         """Recurrent builders reorder the rows of several lanes: their microbatches hold one lane."""
-        return bool(self.recurrent)
+        return bool(self.recurrent) or self.row.state_in_every_layer
 
 
 class Keys:
