@@ -34,8 +34,9 @@ class View:
     def __init__(self, settings: Settings) -> None:
         self.interrupted = False
         self._settings = settings
-        self._console = Console(stderr=False, highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False)
         self._live: Live | None = None
+        self._drawing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
         self._shown: NodeStatus | None = None
@@ -44,8 +45,7 @@ class View:
 
     def __enter__(self) -> View:
         if self._console.is_terminal:
-            self._live = Live(Text("starting"), console=self._console, auto_refresh=False, vertical_overflow="visible")
-            self._live.start()
+            self._live = self._start_live(Text("starting"))
         self._thread.start()
         return self
 
@@ -57,8 +57,9 @@ class View:
     def close(self) -> None:
         """Leave the terminal as it was; the last picture stays."""
         self._ended.set()
-        if self._live is not None:
-            self._live.stop()
+        with self._drawing:
+            if self._live is not None:
+                self._live.stop()
 
     def draining(self) -> None:
         """Tell that the first Ctrl-C was heard."""
@@ -100,11 +101,24 @@ class View:
                 self._announced.add(deployment.run)
                 self._say(f"{ready_line(status, deployment)}\n\n  {curl_line(status.api_url, deployment.model)}\n")
         self._shown = status
-        self._live.update(picture(status), refresh=True)
+        with self._drawing:
+            self._live.update(picture(status), refresh=True)
 
     def _say(self, line: str) -> None:
-        # Soft wrapping: what is meant to be pasted stays one line, however narrow the terminal is.
-        self._console.print(line, markup=False)
+        with self._drawing:
+            if self._live is not None:
+                # The picture would be drawn again with this line's options; so it goes away, and a new one comes below.
+                self._live.transient = True
+                self._live.stop()
+            # Soft wrapping: what is meant to be pasted stays one line, however narrow the terminal is.
+            self._console.print(line, markup=False, soft_wrap=True)
+            if self._live is not None and not self._ended.is_set():
+                self._live = self._start_live(self._live.renderable)
+
+    def _start_live(self, shown: RenderableType) -> Live:
+        live = Live(shown, console=self._console, auto_refresh=False, vertical_overflow="visible")
+        live.start(refresh=True)
+        return live
 
 
 def picture(status: NodeStatus) -> RenderableType:
