@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,7 @@ import msgspec
 
 from meshnode.errors import InvalidRequest, ModelError, StageError
 from meshnode.io.llama.chat_template import ChatTemplate
-from meshnode.io.llama.vocabulary import STACK_BYTES, LoadedVocabulary
+from meshnode.io.llama.vocabulary import LoadedVocabulary
 from meshnode.io.stage.tokenizer_protocol import (
     LENGTH_BYTES,
     MESSAGE_BYTES,
@@ -34,8 +36,8 @@ from meshnode.io.stage.tokenizer_protocol import (
     fits,
 )
 
-MEMORY_BYTES: Final = 2 * 1024**3 + STACK_BYTES
-"""Address space beyond what loading took: templates that fill memory end here, not in the machine's last page."""
+TEMPLATE_MEMORY: Final = 512 * 1024**2
+"""Address space that rendering may add: a template that fills memory ends here, not in the machine's last page."""
 
 
 class TokenizerProcess:
@@ -55,7 +57,8 @@ class TokenizerProcess:
                     special = {"add_special": request.add_special, "parse_special": request.parse_special}
                     return Tokens(self._vocabulary.tokenize(request.text, **special))
                 case Render() if self._template is not None:
-                    return Rendered(self._template.render(request.conversation))
+                    with _limited_memory(TEMPLATE_MEMORY):
+                        return Rendered(self._template.render(request.conversation))
                 case Shutdown():
                     return None
                 case _:
@@ -71,20 +74,25 @@ class TokenizerProcess:
         self._vocabulary = LoadedVocabulary(path)
         described = self._vocabulary.describe()
         self._template = ChatTemplate(described)
-        _limit_memory()
         return Described(described)
 
 
-def _limit_memory() -> None:
-    """A limit where the system has one; the parent's deadline holds everywhere."""
+@contextmanager
+def _limited_memory(more: int) -> Iterator[None]:
+    """At most `more` bytes beyond what is in use, where the system can say so; the parent's deadline holds anywhere."""
     try:
         import resource
 
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, hard))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
     except (ImportError, OSError, ValueError):
+        yield
         return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

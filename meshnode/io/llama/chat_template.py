@@ -45,23 +45,19 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """One model's template, compiled once."""
+    """One model's template. It is compiled when first used: compiling computes constants, so it may run wild too."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        self._environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _strftime_now
+        self._environment.filters["tojson"] = _to_json
+        self._environment.globals["raise_exception"] = _refuse
+        self._environment.globals["strftime_now"] = _strftime_now
+        self._source = vocabulary.chat_template or CHATML
         self._bos = vocabulary.written(vocabulary.bos).decode("utf-8", "replace")
         self._eos = vocabulary.written(vocabulary.eos).decode("utf-8", "replace")
-        self._defect = ""
-        try:
-            self._template = environment.from_string(vocabulary.chat_template or CHATML)
-        except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            # The model still completes plain prompts; only chats are refused.
-            self._defect = f"the model's chat template does not compile: {type(error).__name__}"
+        self._template: jinja2.Template | None = None
 
     def render(self, conversation: Conversation) -> str:
         """The prompt with the beginning of the answer.
@@ -69,8 +65,6 @@ class ChatTemplate:
         Raises InvalidRequest where the template refuses the conversation or lacks something in it, StageError
         (`template`) where the template itself is at fault.
         """
-        if self._defect:
-            raise StageError("template", self._defect)
         fixed = {
             "messages": list(conversation.messages),
             "add_generation_prompt": True,
@@ -79,7 +73,7 @@ class ChatTemplate:
         }
         given = {"tools": None, "documents": None, **conversation.variables, **fixed}
         try:
-            return self._collect(given)
+            return self._collect(self._compiled(), given)
         except _Refusal as error:
             raise InvalidRequest(f"the model's chat template refuses: {str(error)[:200]}", "messages") from None
         except jinja2.exceptions.SecurityError:
@@ -90,10 +84,20 @@ class ChatTemplate:
         except (MemoryError, RecursionError) as error:
             raise StageError("template", f"the model's chat template ran into {type(error).__name__}") from None
 
-    def _collect(self, given: dict[str, Any]) -> str:
+    def _compiled(self) -> jinja2.Template:
+        if self._template is None:
+            try:
+                self._template = self._environment.from_string(self._source)
+            except (jinja2.TemplateError, SyntaxError, ValueError, TypeError, ArithmeticError) as error:
+                # The model still completes plain prompts.
+                message = f"the model's chat template does not compile: {type(error).__name__}"
+                raise StageError("template", message) from None
+        return self._template
+
+    def _collect(self, template: jinja2.Template, given: dict[str, Any]) -> str:
         parts: list[str] = []
         size = 0
-        for part in self._template.generate(**given):
+        for part in template.generate(**given):
             size += len(part)
             if size > PROMPT_CHARACTERS:
                 raise StageError(

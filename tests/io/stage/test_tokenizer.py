@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from meshnode.core.serving.text import Conversation
+from meshnode.errors import InvalidRequest, ModelError, StageError
+from meshnode.io.stage import tokenizer as parent
+from meshnode.io.stage.tokenizer import open_tokenizer
+from tests.factory import models
+
+pytestmark = pytest.mark.native
+
+HELLO = Conversation(({"role": "user", "content": "hi"},))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.build(tmp_path_factory.mktemp("vocabulary") / "tiny.gguf", layers=1)
+
+
+@contextlib.asynccontextmanager
+async def opened(path: Path):
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery, open_tokenizer(nursery, path) as tokenizer:
+            yield tokenizer
+
+
+async def test_text_goes_to_ids_and_back(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        text = "Hello, wörld ✓ the end"
+        ids = await tokenizer.tokenize(text, add_special=True, parse_special=True)
+        assert b"".join(map(tokenizer.vocabulary.shown, ids)).decode() == text
+
+
+async def test_the_vocabulary_says_what_the_file_says(model: Path) -> None:
+    async with opened(model) as tokenizer, opened(model) as again:
+        vocabulary = tokenizer.vocabulary
+        assert (len(vocabulary.pieces), vocabulary.bos, vocabulary.eos, vocabulary.add_bos) == (512, 1, 4, False)
+        assert vocabulary.end == {4}
+        assert (vocabulary.shown(4), vocabulary.written(4)) == (b"", b"<|end|>")
+        assert vocabulary.chat_template == models.CHAT_TEMPLATE
+        assert vocabulary.fingerprint == again.vocabulary.fingerprint != ""
+
+
+async def test_special_tokens_are_parsed_where_asked(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        assert await tokenizer.tokenize("<|end|>", add_special=False, parse_special=True) == (4,)
+        assert len(await tokenizer.tokenize("<|end|>", add_special=False, parse_special=False)) == len("<|end|>")
+
+
+async def test_a_chat_becomes_the_models_own_prompt(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        assert await tokenizer.render(HELLO) == "<|user|>hi<|end|><|assistant|>"
+
+
+async def test_100000_repeated_characters_are_tokenized_or_refused_and_the_next_text_works(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        with contextlib.suppress(StageError):
+            assert len(await tokenizer.tokenize("a" * 100_000, add_special=False, parse_special=True)) == 100_000
+        assert len(await tokenizer.tokenize("abc", add_special=False, parse_special=True)) == 3
+
+
+async def test_a_text_beyond_the_limit_is_refused(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        with pytest.raises(InvalidRequest, match="bytes"):
+            await tokenizer.tokenize("a" * (4 * 2**20 + 1), add_special=False, parse_special=True)
+        assert tokenizer.restarts == 0
+
+
+async def test_text_that_is_no_unicode_is_refused(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        with pytest.raises(InvalidRequest, match="Unicode"):
+            await tokenizer.tokenize("\ud800", add_special=False, parse_special=True)
+
+
+async def test_a_crash_fails_one_request_and_the_next_finds_a_new_process(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        child = tokenizer._child
+        os.kill(child.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_expect_stage_error, tokenizer, "tokenizer_crashed")
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(child.pid, signal.SIGSEGV)
+            os.kill(child.pid, signal.SIGCONT)
+        assert len(await tokenizer.tokenize("abc", add_special=False, parse_special=True)) == 3
+        assert tokenizer.restarts == 1
+
+
+async def test_a_process_that_died_between_requests_is_replaced(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        child = tokenizer._child
+        child.kill()
+        await child.ended.wait()
+        assert await tokenizer.render(HELLO)
+
+
+async def test_a_stuck_process_fails_one_request(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(model) as tokenizer:
+        monkeypatch.setattr(parent, "TOKENIZE_S", 0.05)
+        os.kill(tokenizer._child.pid, signal.SIGSTOP)
+        await _expect_stage_error(tokenizer, "tokenizer_stuck")
+        assert await tokenizer.render(HELLO)
+
+
+async def test_a_request_that_was_cancelled_leaves_no_reply_behind(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        os.kill(tokenizer._child.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_expect_stage_error, tokenizer, "never")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert await tokenizer.render(HELLO) == "<|user|>hi<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"no model at all"])
+async def test_what_is_no_model_is_a_model_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ModelError, match=r"broken\.gguf"):
+            await open_tokenizer(nursery, path).__aenter__()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set x = 'a' * 10 ** 9 %}{% set y = x * 1000 %}{{ y | length }}",
+    ],
+    ids=["endless", "greedy"],
+)
+async def test_a_hostile_template_fails_alone(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CHAT_TEMPLATE", template)
+    monkeypatch.setattr(parent, "RENDER_S", 2.0)
+    path = models.build(tmp_path / "hostile.gguf", layers=1)
+    async with opened(path) as tokenizer:
+        with pytest.raises(StageError):
+            await tokenizer.render(HELLO)
+        assert len(await tokenizer.tokenize("abc", add_special=False, parse_special=True)) == 3
+
+
+async def test_the_process_ends_with_the_block(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        child = tokenizer._child
+    assert child.exit_code == 0
+
+
+async def _expect_stage_error(tokenizer: parent.Tokenizer, reason: str) -> None:
+    with pytest.raises(StageError) as failed:
+        await tokenizer.tokenize("abc", add_special=False, parse_special=True)
+    assert failed.value.reason == reason
+    assert "abc" not in str(failed.value)
