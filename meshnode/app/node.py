@@ -172,7 +172,14 @@ class Node:
         """The frozen snapshot."""
         issuer = self.issuer is not None
         frozen = status(self.mediator, trio.current_time(), api_url=self.api_url, issuer=issuer)
-        return msgspec.structs.replace(frozen, opening=dict(self._opening), stages=self.stages.pids())
+        counters = {
+            **frozen.counters,
+            **{f"transport_{name}": value for name, value in self.transport.statistics().items()},
+            "fetched_bytes": self.shelf.fetched_bytes,
+            "unknown_hop_tokens": self.seats.unknown,
+        }
+        stages = self.stages.pids()
+        return msgspec.structs.replace(frozen, opening=dict(self._opening), stages=stages, counters=counters)
 
     # --- wiring -----------------------------------------------------------------------------------------------
 

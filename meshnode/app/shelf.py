@@ -87,6 +87,8 @@ class Shelf:
         self._sources: dict[str, ModelSource] = {}
         self.store = ArtifactStore(cache, GgufLayouts())
         self.library = Library(self.store)
+        self.fetched_bytes = 0
+        """Weight bytes that came from other nodes since this one started."""
 
     async def open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
         """Read, hash and offer a model file. `progress(bytes done, total)` may be called from a thread.
@@ -110,6 +112,7 @@ class Shelf:
 
     async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
         prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
+        self.fetched_bytes += prepared.fetched_bytes
         if prepared.manifest.layers != order.layers:
             raise PeerError("the order names another number of layers than the manifest")
         return SlicePaths(prepared.path, prepared.embedding)
