@@ -102,15 +102,18 @@ class Rig:
         on_token: Callable[[Sampled], None] | None = None,
     ) -> list[Sampled]:
         """All tokens of one generation; `on_token` sees each as it comes."""
-        self._requests += 1
-        request = Generation(f"rig-{self._requests}", tuple(prompt), max_tokens, sampling)
         tokens: list[Sampled] = []
-        async with self.pipeline.generate(request) as stream:
+        async with self.pipeline.generate(self.request(prompt, max_tokens, sampling)) as stream:
             async for sampled in stream:
                 tokens.append(sampled)
                 if on_token is not None:
                     on_token(sampled)
         return tokens
+
+    def request(self, prompt: Sequence[int], max_tokens: int, sampling: Sampling = GREEDY) -> Generation:
+        """A request with an id of its own."""
+        self._requests += 1
+        return Generation(f"rig-{self._requests}", tuple(prompt), max_tokens, sampling)
 
     async def statistics(self) -> list[Statistics]:
         """Counters of each stage."""

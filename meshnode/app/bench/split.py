@@ -138,7 +138,7 @@ def run_split(options: SplitOptions, progress: Callable[[str], None] = lambda _:
 
 async def _measure(options: SplitOptions, model: Path, progress: Callable[[str], None]) -> SplitReport:
     plain = _Subject("plain llama.cpp", 0)
-    split = [_Subject(f"split, {n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
+    split = [_Subject(f"{n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
     async with AsyncExitStack() as stack:
         progress("loading")
         yardstick = await stack.enter_async_context(
@@ -246,21 +246,19 @@ def _report(options: SplitOptions, model: Path, plain: _Subject, split: Sequence
 
 
 def print_split(report: SplitReport, console: Console) -> None:
-    """The report for people."""
-    title = f"{report.model}: tokens/s, {report.threads} thread(s) a stage, medians of {report.rounds} rounds"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    """The report for people: tokens per second, by number of streams."""
+    console.print(f"{report.model}, {report.threads} thread(s) a stage, medians of {report.rounds} rounds, tokens/s")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     counts = list(report.cases[0].decode)
-    for count in counts:
-        table.add_column(f"{count} stream{'s' * (count > 1)}", justify="right")
-    for name in ("prefill", "first token", "overhead a stage"):
+    table.add_column("STREAMS")
+    for name in (*map(str, counts), "PREFILL", "TTFT MS", "US/STAGE"):
         table.add_column(name, justify="right")
     for case in report.cases:
-        overhead = "" if case.stage_overhead_us is None else f"{case.stage_overhead_us:.0f} us"
         rates = [f"{case.decode[count]:.1f}" for count in counts]
-        table.add_row(case.name, *rates, f"{case.prefill:.0f}", f"{case.first_token_ms:.0f} ms", overhead)
+        overhead = "" if case.stage_overhead_us is None else f"{case.stage_overhead_us:.0f}"
+        table.add_row(case.name, *rates, f"{case.prefill:.0f}", f"{case.first_token_ms:.0f}", overhead)
     console.print(table)
     for name, value in report.ratios.items():
         if value is not None:
-            console.print(f"  {name:22} {value:.2f}", highlight=False)
-    console.print(f"  {'stage_overhead_us':22} {report.stage_overhead_us:.0f}", highlight=False)
+            console.print(f"{name:20}  {value:.2f}")
+    console.print(f"{'stage_overhead_us':20}  {report.stage_overhead_us:.0f}")

@@ -6,14 +6,21 @@ Invariant: answers come in the order of the frames, one each; a frame's number i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
+import msgspec
 import numpy as np
 
 from meshnode.core.serving.sequence import Sequence
 from meshnode.errors import PeerError
 from meshnode.wire.activation import AnyOperation, Open, Rows
 from meshnode.wire.fence import Fence
+from meshnode.wire.sampling import MAX_BIASES
+
+_NEVER: Final = -1e9
+"""A bias that no logit outweighs; finite, as biases must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,9 @@ class Microbatch:
 class InFlight:
     """Frames without an answer, oldest first, and the making of the next one."""
 
-    def __init__(self, fence: Fence) -> None:
+    def __init__(self, fence: Fence, end_tokens: Iterable[int]) -> None:
         self._fence = fence
+        self._no_end = tuple((token, _NEVER) for token in sorted(end_tokens))
         self._unanswered: deque[Microbatch] = deque()
         self._operations: list[AnyOperation] = []
         self.number = 0
@@ -94,18 +102,21 @@ class InFlight:
     def _span(self, sequence: Sequence, most: int) -> Span:
         if not sequence.opened:
             sequence.opened = True
-            self._operations.append(_open(sequence))
+            self._operations.append(self._open(sequence))
         position, rows = sequence.sent, min(most, sequence.pending)
         sequence.sent += rows
         assert sequence.sent <= sequence.reserved
         sequence.in_flight += 1
         return Span(sequence, sequence.seating, sequence.lane, position, rows, sequence.pending == 0)
 
-
-def _open(sequence: Sequence) -> Open:
-    sampling = sequence.request.sampling
-    window = sequence.ids[-sampling.penalty_window :] if sampling.penalty_window else ()
-    return Open(sequence.lane, sampling, tuple(window), sequence.generated)
+    def _open(self, sequence: Sequence) -> Open:
+        sampling = sequence.request.sampling
+        if sampling.ignore_eos:
+            # Stages know no end tokens: the last one is told to draw none. Ours come first, the bound is the wire's.
+            biases = (*self._no_end, *sampling.logit_bias)[:MAX_BIASES]
+            sampling = msgspec.structs.replace(sampling, logit_bias=biases)
+        window = sequence.ids[-sampling.penalty_window :] if sampling.penalty_window else ()
+        return Open(sequence.lane, sampling, tuple(window), sequence.generated)
 
 
 def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans: tuple[Span, ...]) -> Rows:

@@ -44,7 +44,7 @@ class Scheduler:
     def __init__(self, options: ServingOptions, fence: Fence) -> None:
         self._options = options
         self._room = Room(options.context, options.lanes)
-        self._in_flight = InFlight(fence)
+        self._in_flight = InFlight(fence, options.end_tokens)
         self._all: dict[str, Sequence] = {}
         # Dicts as ordered sets: a cancel in the middle of a queue costs nothing.
         self._queue: dict[str, Sequence] = {}

@@ -109,6 +109,15 @@ def test_a_token_that_ends_generation_finishes_with_stop() -> None:
     assert head.ends == {"a": "stop"}
 
 
+def test_ignore_eos_forbids_the_end_tokens_to_the_sampler() -> None:
+    head = Head()
+    head.submit("a", ignore_eos=True, logit_bias=((5, 1.0),))
+    head.run()
+    biases = dict(head.stages.opens[0].sampling.logit_bias)
+    assert biases[5] == 1.0
+    assert biases[END] < -1e6
+
+
 def test_the_context_ends_a_generation_with_length() -> None:
     head = Head(context=16)
     head.submit("a", prompt=range(1, 11), max_tokens=500)

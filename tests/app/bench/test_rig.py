@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import msgspec
+import pytest
+import trio
+
+from meshnode.app.bench.rig import GREEDY, RigOptions, open_rig
+from meshnode.app.bench.yardstick import open_yardstick
+from meshnode.demo import MODEL
+from meshnode.errors import StageLost, Unavailable
+from meshnode.wire.messages import RunOptions
+from meshnode.wire.sampling import Sampling
+from tests import factory
+
+pytestmark = pytest.mark.native
+
+F32 = RunOptions(context=512, lanes=2, chunk=16, kv_type="q8_0", flash_attention=True, wire_dtype="f32")
+PROMPT = tuple(5 + number % 256 for number in range(0, 90, 2))
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return factory.build(tmp_path_factory.mktemp("rig") / "m.gguf", layers=6, embd=128, heads=4, kv_heads=2)
+
+
+async def plain_greedy(model, run, prompt=PROMPT, tokens=TOKENS):
+    async with open_yardstick(model, run, threads=1) as plain:
+        return await plain.greedy(prompt, tokens, run.chunk)
+
+
+def ids(sampled):
+    return [item.token for item in sampled]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+async def test_greedy_tokens_of_a_split_over_f32_are_those_of_plain_llama_cpp(model, stages) -> None:
+    async with open_rig(model, RigOptions(stages=stages, run=F32)) as rig:
+        got = ids(await rig.generate(PROMPT, TOKENS))
+    assert got == await plain_greedy(model, F32)
+
+
+async def test_greedy_tokens_of_the_embedded_model_survive_f16_and_uneven_cuts() -> None:
+    run = msgspec.structs.replace(F32, wire_dtype="f16", chunk=32)
+    async with open_rig(MODEL, RigOptions(cuts=(1, 5), run=run)) as rig:
+        got = ids(await rig.generate(PROMPT, TOKENS))
+    assert got == await plain_greedy(MODEL, run)
+
+
+async def test_r17_lanes_that_run_together_over_real_stages_do_not_hear_each_other(model) -> None:
+    prompts = [PROMPT[number:] for number in range(4)]
+    together = {}
+
+    async with open_rig(model, RigOptions(run=F32)) as rig:
+        alone = [ids(await rig.generate(prompt, TOKENS)) for prompt in prompts]
+
+        async def one(number) -> None:
+            together[number] = ids(await rig.generate(prompts[number], TOKENS))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(one, number)
+        statistics = rig.pipeline.statistics()
+    assert [together[number] for number in range(4)] == alone
+    assert statistics.in_flight_most >= 2
+    assert statistics.failed == 0
+
+
+async def test_seeded_sampling_is_repeatable_and_asked_log_probabilities_come_along(model) -> None:
+    sampling = Sampling(temperature=0.8, seed=11, top_p=0.9, top_logprobs=3)
+    async with open_rig(model, RigOptions(run=F32)) as rig:
+        first, second = [await rig.generate(PROMPT, 20, sampling) for _ in range(2)]
+    assert first == second
+    assert all(len(item.alternatives) == 3 and item.logprob is not None and item.logprob <= 0 for item in first)
+
+
+async def test_end_tokens_stop_and_ignore_eos_never_draws_them(model) -> None:
+    async with open_rig(model, RigOptions(run=F32)) as rig:
+        free = ids(await rig.generate(PROMPT, 20))
+    end = free[7]
+    async with open_rig(model, RigOptions(run=F32, end_tokens=frozenset({end}))) as rig:
+        stopped = await rig.generate(PROMPT, 20)
+        on = await rig.generate(PROMPT, 20, msgspec.structs.replace(GREEDY, ignore_eos=True))
+    assert ids(stopped) == free[: free.index(end) + 1]
+    assert stopped[-1].finish == "stop"
+    assert len(on) == 20
+    assert end not in ids(on)
+
+
+async def test_r95_a_killed_stage_is_a_typed_error_for_everyone_within_seconds(model) -> None:
+    async with open_rig(model, RigOptions(run=F32)) as rig:
+        with trio.fail_after(20), pytest.raises(StageLost):
+            await rig.generate(PROMPT, 400, on_token=lambda _: os.kill(rig.pids[1], signal.SIGKILL))
+        with pytest.raises(Unavailable):
+            await rig.generate(PROMPT, 1)
+
+
+async def test_a_prompt_longer_than_free_cells_waits_for_them(model) -> None:
+    run = msgspec.structs.replace(F32, context=256)
+    order = []
+
+    async with open_rig(model, RigOptions(run=run)) as rig:
+
+        async def one(name, prompt, tokens) -> None:
+            order.append((name, len(await rig.generate(prompt, tokens))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "first", PROMPT * 3, 100)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(one, "second", PROMPT * 4, 50)
+    assert order == [("first", 100), ("second", 50)]
