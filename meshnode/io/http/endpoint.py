@@ -77,7 +77,11 @@ class ListingRoutes:
         counters = dict(self._directory.counters())
         if "ready" in states:
             return json_response({"status": "ok", **counters})
-        message = "Loading model" if "loading" in states else "no model is served"
+        message = "no model is served"
+        if "loading" in states:
+            message = "Loading model"
+        elif "failed" in states:
+            message = "the model could not be loaded; `meshnode status` says why"
         wait = {"retry-after": str(RETRY_UNAVAILABLE_S)}
         failure = Failure(503, "unavailable_error", message, 503, headers=wait)
         response = json_response({**failure.body(), **counters}, failure.status)

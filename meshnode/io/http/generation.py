@@ -131,6 +131,8 @@ def _generations(
     sampling: Sampling,
 ) -> tuple[Generation, ...]:
     """One generation per choice. Choices of one prompt differ by their seed, so that each can be repeated alone."""
+    if any(not 0 <= token < len(model.vocabulary.pieces) for token, _ in sampling.logit_bias):
+        raise InvalidRequest("logit_bias holds a token id outside the vocabulary", "logit_bias")
     generations = []
     for index, prompt in enumerate(prompts):
         if not prompt:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from meshnode.io.http.backend import ModelState
 from tests.io.http.byte_model import ByteDirectory, ByteModel
 from tests.io.http.serving import serving
 
@@ -56,7 +57,11 @@ async def test_r59_health_is_503_while_the_model_loads(path: str) -> None:
     assert (error["message"], error["type"], error["code"]) == ("Loading model", "unavailable_error", 503)
 
 
-async def test_health_without_any_model_says_so() -> None:
-    async with serving(ByteDirectory()) as server, server.client() as client:
+@pytest.mark.parametrize(("states", "message"), [({}, "no model is served"), ({"a": "failed"}, "could not be loaded")])
+async def test_r60_health_tells_having_nothing_from_having_failed(states: dict[str, ModelState], message: str) -> None:
+    directory = ByteDirectory()
+    directory.states = states
+    async with serving(directory) as server, server.client() as client:
         response = await client.get("/health")
-    assert (response.status_code, response.json()["error"]["message"]) == (503, "no model is served")
+    assert response.status_code == 503
+    assert message in response.json()["error"]["message"]

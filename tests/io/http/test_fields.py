@@ -35,6 +35,8 @@ WRONG = [
     ("chat", {**HELLO, "top_logprobs": 3}, "top_logprobs"),
     ("chat", {**HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("chat", {**HELLO, "logit_bias": {"word": 1}}, "logit_bias"),
+    ("chat", {**HELLO, "logit_bias": {"-1": 1}}, "logit_bias"),
+    ("chat", {**HELLO, "logit_bias": [[999, 1.0]]}, "logit_bias"),
     ("chat", {**HELLO, "tools": [{"type": "function"}]}, "tools"),
     ("chat", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
     ("chat", {**HELLO, "grammar": "root ::= x"}, "grammar"),
