@@ -77,14 +77,19 @@ class SlicedModel:
     layers: int
     bounds: tuple[tuple[int, int], ...]
     slices: tuple[Path, ...]
+    weights: tuple[int, ...]
+    """Bytes of the slices without their holes."""
     embedding: Path | None
 
 
 class Rig:
-    """A running pipeline. `pids` and `loaded` by stage."""
+    """A running pipeline. `stages`, `loaded` and `sliced` by stage."""
 
-    def __init__(self, pipeline: HeadPipeline, stages: Sequence[StageProcess], loaded: Sequence[Loaded]) -> None:
+    def __init__(
+        self, pipeline: HeadPipeline, stages: Sequence[StageProcess], loaded: Sequence[Loaded], sliced: SlicedModel
+    ) -> None:
         self.pipeline = pipeline
+        self.sliced = sliced
         self.stages = tuple(stages)
         self.loaded = tuple(loaded)
         self._requests = 0
@@ -126,15 +131,18 @@ def slice_model(model: Path, options: RigOptions, folder: Path) -> SlicedModel:
     manifest = build_manifest(opened)
     bounds = options.bounds(manifest.layers)
     if len(bounds) == 1:
-        return SlicedModel(manifest.layers, tuple(bounds), (model,), None)
-    slices = []
+        return SlicedModel(manifest.layers, tuple(bounds), (model,), (opened.bytes_total,), None)
+    slices: list[Path] = []
+    weights: list[int] = []
     with open_artifacts(opened, manifest) as artifacts:
         for first, last in bounds:
             slices.append(folder / f"layers-{first}-{last}.gguf")
-            write_slice(layout_slice(opened.keys, manifest, first, last), artifacts.read, slices[-1])
+            layout = layout_slice(opened.keys, manifest, first, last)
+            weights.append(layout.bytes_copied)
+            write_slice(layout, artifacts.read, slices[-1])
         embedding = folder / "embedding.gguf"
         write_slice(layout_embedding(opened.keys, manifest), artifacts.read, embedding)
-    return SlicedModel(manifest.layers, tuple(bounds), tuple(slices), embedding)
+    return SlicedModel(manifest.layers, tuple(bounds), tuple(slices), tuple(weights), embedding)
 
 
 @asynccontextmanager
@@ -160,7 +168,7 @@ async def _run(sliced: SlicedModel, options: RigOptions) -> AsyncIterator[Rig]:
         loaded = [await _load(stage, number, sliced, options) for number, stage in enumerate(stages)]
         pipeline = await _connect(nursery, mesh, stages, options.serving(loaded[-1].vocabulary))
         try:
-            yield Rig(pipeline, stages, loaded)
+            yield Rig(pipeline, stages, loaded, sliced)
         finally:
             with trio.CancelScope(shield=True):
                 await pipeline.aclose()
