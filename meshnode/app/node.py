@@ -60,9 +60,9 @@ from meshnode.io.transport.stream import Stream
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
 
-DRAIN_S = 3.0
+DRAIN_S = 2.5
 """For answers under way: they get a terminal event within this time."""
-LEAVE_S = 1.0
+LEAVE_S = 0.5
 """For the last messages to peers; a node leaves within 5 s."""
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
@@ -332,5 +332,7 @@ class Node:
         with trio.move_on_after(DRAIN_S):
             await self._drained.wait()
         await self.runtime.post(Stopping())
+        while not self.mediator.stopping:
+            await self.runtime.changed()
         with trio.move_on_after(LEAVE_S):
             await self.links.drain()

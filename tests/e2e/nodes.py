@@ -133,7 +133,7 @@ class RealNode:
         for client in self._clients:
             client.close()
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> int:
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Ask it to leave (or kill it); its exit code."""
         assert self.process is not None
         if self.process.poll() is None:

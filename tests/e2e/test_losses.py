@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from meshnode.demo import EXPECTED_ANSWER, QUESTION
+from meshnode.demo import EXPECTED_ANSWER, MODEL, QUESTION
 from tests.e2e.conftest import MEMORY, three_nodes
 from tests.e2e.nodes import RealMesh, RealNode, until
 from tests.e2e.test_answers import MODEL_ID, ask
@@ -132,10 +132,6 @@ def test_a_node_leaves_cleanly_and_its_streams_get_a_terminal_event(own_mesh: Re
 def test_the_founder_restarts_and_serves_with_the_members_it_knows(own_mesh: RealMesh) -> None:
     founder = own_mesh.nodes[0]
     assert founder.stop() == 0
-    port = founder.process is not None
-    assert port
-    from meshnode.demo import MODEL
-
     founder.start("serve", str(MODEL), "--context", "1024", *MEMORY)
     founder.await_running()
     answers_again(own_mesh)

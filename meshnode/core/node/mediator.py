@@ -163,6 +163,8 @@ class Mediator:
     def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
         """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
         self._introduced.pop(peer, None)
+        if peer not in self.links.links:
+            return  # it left: nobody dials it until it is heard of again
         self.links.closed(peer, reason, now)
         for deployment in self.deployments.values():
             if deployment.run is not None and deployment.run.state is not State.SERVING:

@@ -158,9 +158,12 @@ def test_a_clean_leave_ends_what_the_node_did_for_others_at_once(mesh: World) ->
     mesh.hand("c", on.Stopping())
     mesh.run(DELAY_S * 2)
     assert not serving(mesh)
+    mesh.crash("c")
     assert [peer.state for peer in mesh.status("a").peers if peer.name == "c"] == ["left"]
-    mesh.run(1)
+    dials = len(mesh.effects("a", do.Dial))
+    mesh.run(20)
     assert "short" in mesh.status("a").deployments[0].note
+    assert len(mesh.effects("a", do.Dial)) == dials, "who left is not dialed"
 
 
 def test_a_refused_claim_is_aborted_everywhere_and_tried_again_with_a_higher_term(mesh: World) -> None:
