@@ -38,25 +38,26 @@ class CertifiedAuthor:
 class NodeAuthority:
     """core.membership.Authority over real certificates; `now` is the wall clock, for validity only."""
 
-    def __init__(self, credentials: Credentials, now: Callable[[], datetime]) -> None:
-        self.credentials = credentials
-        self.node = credentials.node_id
-        self.mesh = credentials.mesh_id
+    def __init__(self, credentials: Callable[[], Credentials], now: Callable[[], datetime]) -> None:
+        """`credentials` gives what is valid at present: certificates are renewed while the node runs."""
+        self._credentials = credentials
+        self.node = credentials().node_id
+        self.mesh = credentials().mesh_id
         self._now = now
 
     @property
     def chain(self) -> tuple[bytes, ...]:
         """DER, leaf first."""
-        return tuple(certificate.public_bytes(Encoding.DER) for certificate in self.credentials.chain)
+        return tuple(certificate.public_bytes(Encoding.DER) for certificate in self._credentials().chain)
 
     def sign(self, domain: Domain, data: bytes) -> bytes:
         """This node's signature."""
-        return sign(self.credentials.key, domain, self.mesh, data)
+        return sign(self._credentials().key, domain, self.mesh, data)
 
     def admit(self, chain: tuple[bytes, ...]) -> CertifiedAuthor:
         """The author `chain` proves; PeerError when it proves none."""
         certificates = [parse_certificate(der) for der in chain]
-        verify_chain(certificates, self.credentials.root, self._now())
+        verify_chain(certificates, self._credentials().root, self._now())
         leaf = certificates[0]
         who = peer_identity(leaf)
         return CertifiedAuthor(who.node_id, who.role.value, public_key_of(key_bytes(leaf)), self.mesh)

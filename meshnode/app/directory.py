@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
+
+import trio
 
 from meshnode.app.heads import Heads, ServedRun
 from meshnode.app.passing import StreamedAnswer, ask
@@ -17,6 +20,9 @@ from meshnode.wire.preface import StreamClass
 
 State = Literal["loading", "ready", "failed"]
 
+DIALS = 4
+"""Handshakes at once with one node: it takes 8 of one address, and other streams need some. One takes 2 ms."""
+
 
 class MeshDirectory:
     """io.http.backend.Directory over the mediator and the heads of this node."""
@@ -25,6 +31,7 @@ class MeshDirectory:
         self._mediator = mediator
         self._heads = heads
         self._transport = transport
+        self._dialing: defaultdict[NodeId, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(DIALS))
         self.opening: dict[str, int] = {}
         """Models of this node that are still being hashed, with the time they were asked for."""
 
@@ -46,7 +53,8 @@ class MeshDirectory:
         node = self._where(model_id)
         if node is None:
             raise unavailable(model_id)
-        stream = await self._transport.dial(node, self._mediator.addresses_of(node), StreamClass.REQUEST)
+        async with self._dialing[node]:
+            stream = await self._transport.dial(node, self._mediator.addresses_of(node), StreamClass.REQUEST)
         async with ask(stream, request) as answered:
             yield answered
 

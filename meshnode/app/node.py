@@ -31,6 +31,7 @@ from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Join, Resume, Serve
 from meshnode.app.passing import answer
+from meshnode.app.renewal import keep_renewed, require_valid
 from meshnode.app.runtime import Runtime
 from meshnode.app.shelf import ServableModel, Shelf
 from meshnode.app.stages import Post, Stages
@@ -89,6 +90,8 @@ async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membershi
     now = datetime.now(UTC)
     present = data.membership(now)
     known = [PeerFound(node, addresses) for node, addresses in data.peers().items()]
+    if present is not None:
+        present = await require_valid(data, present, [address for peer in known for address in peer.addresses])
     match intent:
         case Join(invite=text):
             invite = parse_invite(text)
@@ -120,12 +123,13 @@ class Node:
     def __init__(self, settings: Settings, data: DataDirectory, membership: Membership) -> None:
         self.settings = settings
         self.data = data
-        self.credentials = membership.credentials
+        self.membership = membership
         self.issuer = membership.issuer
-        self.transport = Transport(self.credentials)
+        self.transport = Transport(membership.credentials)
         self.seats = HopSeats()
         self.mesh_port = 0
         self.api_url = ""
+        self.desk: JoinDesk | None = None
         self._ready = trio.Event()
         self._drained = trio.Event()
         self._models: dict[str, ServableModel] = {}
@@ -135,7 +139,7 @@ class Node:
         """Serve until `stop`, then leave."""
         settings = self.settings
         listener = listen(settings.api_host, settings.api_port)
-        desk = self._desk()
+        desk = self.desk = self._desk()
         http_stop = trio.Event()
         async with trio.open_nursery() as nursery:
             try:
@@ -154,6 +158,7 @@ class Node:
             self.api_url = f"http://{join_address(settings.api_host, port)}"
             self._ready.set()
             nursery.start_soon(self._remember_peers)
+            nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
             write_atomic(node_file, msgspec.json.encode(running))
@@ -189,7 +194,7 @@ class Node:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         me = Self(
             name=settings.name,
-            role=self.credentials.role.value,
+            role=self._own().role.value,
             addresses=self._addresses(),
             memory_usable=offered_bytes(psutil.virtual_memory().available, settings.memory or None),
             incarnation=self.data.next_incarnation(),
@@ -197,7 +202,7 @@ class Node:
             software=__version__,
             llama=version("llama-cpp-python"),
         )
-        authority = NodeAuthority(self.credentials, lambda: datetime.now(UTC))
+        authority = NodeAuthority(self._own, lambda: datetime.now(UTC))
         self.mediator = Mediator(me, authority, secrets.token_bytes, trio.current_time())
         ledger = self.data.ledger()
         if ledger is not None:
@@ -213,7 +218,14 @@ class Node:
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
 
     def _own(self) -> Credentials:
-        return self.credentials
+        """As they are now: certificates are renewed daily."""
+        return self.membership.credentials
+
+    def _renewed(self, membership: Membership) -> None:
+        self.membership = membership
+        self.transport.renew(membership.credentials)
+        if self.desk is not None and membership.issuer is not None:
+            self.desk.renew(membership.credentials, membership.issuer)
 
     def _addresses(self) -> tuple[str, ...]:
         settings = self.settings
@@ -230,7 +242,7 @@ class Node:
         async def persist(book: InviteBook) -> None:
             await trio.to_thread.run_sync(self.data.store_invites, book)
 
-        return JoinDesk(self.credentials, self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+        return JoinDesk(self._own(), self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
 
     def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
@@ -265,12 +277,19 @@ class Node:
     async def _dial_stage(self, node: NodeId, token: bytes) -> socket.socket:
         """A socket to the stage (or head) behind `token` on `node`, over the first address that answers."""
         problem: MeshError = LinkLost(f"no address of {self.mediator.name_of(node)} is known")
-        for address in self.mediator.addresses_of(node):
+        addresses = self.mediator.addresses_of(node)
+        if node == self.mediator.node and self.settings.listen in ANY_ADDRESS:
+            addresses = (join_address("127.0.0.1", self.mesh_port),)  # holds also when the machine changes networks
+        for address in addresses:
             try:
                 return await self.transport.dial_stage(address, token)
             except MeshError as error:
                 problem = error
         raise problem
+
+    def _peer_addresses(self) -> list[str]:
+        entries = self.mediator.roster.entries.values()
+        return [address for entry in entries if not entry.left for address in entry.body.addresses]
 
     async def _remember_peers(self) -> None:
         """Keep the addresses of members on disk, for the next start."""
