@@ -5,6 +5,7 @@ Invariant: a request is passed on once at most, and only generation routes are r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -13,7 +14,7 @@ import trio
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from meshnode.errors import MeshError, Unavailable
+from meshnode.errors import LinkLost, MeshError, PeerError, Unavailable
 from meshnode.io.http.answer import Draining, EndOfStream, EventStream, cancel_on_disconnect
 from meshnode.io.http.backend import Directory, PassedAnswer, PassedRequest
 from meshnode.io.http.failure import failure_of
@@ -26,6 +27,7 @@ CHUNKS: Final = 16
 """Pieces of an answer on their way to the other node; then its generation waits."""
 
 _MARK: Final = "meshnode.passed_on"
+_LOG = logging.getLogger("meshnode.http")
 
 
 def was_passed_on(scope: Scope) -> bool:
@@ -55,6 +57,10 @@ class PassedOn(Response):
                 try:
                     async with self._directory.pass_on(self._model_id, self._request) as answer:
                         await sent.copy(answer)
+                except (LinkLost, PeerError) as error:
+                    # Addresses and TLS belong in the log; the client can only try again.
+                    _LOG.warning("a request could not be passed on: %s", error)
+                    failed = Unavailable("the node that serves this model was lost; try again")
                 except MeshError as error:
                     failed = error
             if drained.cancelled_caught:

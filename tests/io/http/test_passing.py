@@ -82,7 +82,11 @@ async def test_a_link_lost_in_a_stream_is_an_error_event() -> None:
     mesh.link_breaks_after = 2
     async with serving(mesh.joiner) as running, running.client() as client:
         response = await client.post("/v1/chat/completions", json=STREAMED)
-    assert events(response.text)[-1]["error"]["type"] == "unavailable_error"
+    error = events(response.text)[-1]["error"]
+    assert (error["type"], error["message"]) == (
+        "unavailable_error",
+        "the node that serves this model was lost; try again",
+    )
 
 
 async def test_a_request_is_passed_on_only_once() -> None:
