@@ -39,7 +39,7 @@ from meshnode.core.node.events import Demanded, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
-from meshnode.core.planning.demand import Demand, DeploymentId
+from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
 from meshnode.core.planning.inventory import offered_bytes
 from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
 from meshnode.identity.credentials import Credentials
@@ -52,6 +52,7 @@ from meshnode.io.disk.directory import DataDirectory, Membership
 from meshnode.io.http.access import LOOPBACK_HOSTS, Access
 from meshnode.io.http.endpoint import HttpEndpoint, build_endpoint
 from meshnode.io.http.server import listen, serve_http
+from meshnode.io.llama.footprint import footprint_of
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
@@ -75,7 +76,7 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
     reached. Nothing is left behind but the data directory.
     """
     if isinstance(intent, Serve):
-        await trio.to_thread.run_sync(open_model, intent.model)
+        await trio.to_thread.run_sync(_check_servable, settings, intent.model)
     data = DataDirectory.open(settings.data)
     try:
         membership, found = await _become_member(data, intent)
@@ -83,6 +84,23 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
         await node.run(intent, found, stop)
     finally:
         data.close()
+
+
+def _check_servable(settings: Settings, path: Path) -> None:
+    """Refuse a file or options that no mesh could serve, before anything is written. Raises ConfigError, ModelError."""
+    footprint = footprint_of(open_model(path), "", path.stem)
+    demand = Demand(
+        deployment=DeploymentId(""),
+        version=1,
+        author=NodeId(""),
+        manifest_digest="",
+        model=path.stem,
+        context=settings.context,
+        lanes=settings.lanes,
+        kv_type=settings.kv_type,
+    )
+    check_demand(demand, footprint)
+    resolve_kv_type(demand, footprint)
 
 
 async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membership, list[PeerFound]]:
