@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from meshnode.errors import PeerError
 from meshnode.wire import limits
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.rowcodec import Dtype, Floats, pack, payload_bytes, unpack
+from meshnode.wire.rowcodec import Dtype, Exponents, Floats, pack, payload_bytes, unpack
 from meshnode.wire.sampling import MAX_TOP, Sampling
 
 MAGIC: Final = b"MNAF"
@@ -34,6 +35,7 @@ VERSION: Final = 1
 _HEADER: Final = struct.Struct("<4sBBBxQ8sQIIII")
 HEADER_BYTES: Final = _HEADER.size
 _TABLE: Final = np.dtype([("position", "<i4"), ("lane", "<u2"), ("flags", "u1"), ("exponent", "i1")])
+_ONE_ROW: Final = struct.Struct("<iHBb")
 _FLAG_LOGITS: Final = 1
 
 META_BYTES: Final = 512 * limits.KIB
@@ -193,15 +195,24 @@ class Header:
         magic, version, kind, dtype, term, run, microbatch, rows, width, meta, payload = _HEADER.unpack(data)
         if magic != MAGIC or version != VERSION:
             raise PeerError("not an activation frame of this version")
-        try:
-            kind, dtype = Kind(kind), Dtype(dtype)
-        except ValueError:
-            raise PeerError("an activation frame of unknown kind or dtype") from None
+        kind, dtype = _KINDS.get(kind), _DTYPES.get(dtype)
+        if kind is None or dtype is None:
+            raise PeerError("an activation frame of unknown kind or dtype")
         if rows > limits.MICROBATCH_ROWS or width > limits.ACTIVATION_WIDTH or meta > META_BYTES:
             raise PeerError(f"an activation frame of {rows} rows x {width} and {meta} bytes passes the limits")
         if payload != payload_bytes(dtype, rows, width) or not _consistent(kind, dtype, rows, width, meta):
             raise PeerError("the lengths in an activation frame's header contradict each other")
-        return Header(kind, dtype, Fence(Term(term), RunId(run.hex())), microbatch, rows, width, meta)
+        return Header(kind, dtype, _fence(term, run), microbatch, rows, width, meta)
+
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
+_DTYPES: Final = {int(dtype): dtype for dtype in Dtype}
+
+
+# Every frame of a stream has the same fence; four are more than the streams of a process have.
+@lru_cache(maxsize=4)
+def _fence(term: int, run: bytes) -> Fence:
+    return Fence(Term(term), RunId(run.hex()))
 
 
 def _consistent(kind: Kind, dtype: Dtype, rows: int, width: int, meta: int) -> bool:
@@ -247,19 +258,27 @@ def _encode_rows(frame: Rows, dtype: Dtype) -> list[bytes | memoryview]:
     rows = len(frame.positions)
     if not rows:
         return [_small(Kind.ROWS, frame, meta)]
-    table = np.empty(rows, _TABLE)
-    table["position"], table["lane"], table["flags"] = frame.positions, frame.lanes, frame.logits
     if frame.tokens is not None:
-        dtype, width, payload = Dtype.TOKENS, 1, np.ascontiguousarray(frame.tokens, "<i4")
-        table["exponent"] = 0
+        dtype, width, payload, exponents = Dtype.TOKENS, 1, np.ascontiguousarray(frame.tokens, "<i4"), None
     else:
         assert frame.activations is not None, "rows need tokens or activations"
         width = frame.activations.shape[1]
-        payload, table["exponent"] = pack(frame.activations, dtype)
-    head = _header(Kind.ROWS, frame, (dtype, rows, width), meta) + _zero_padded(meta) + table.tobytes()
+        payload, exponents = pack(frame.activations, dtype)
+    head = _header(Kind.ROWS, frame, (dtype, rows, width), meta) + _zero_padded(meta) + _table(frame, exponents)
     if len(head) + payload.nbytes <= INLINE_BYTES:
         return [head + payload.tobytes()]
     return [head, payload.reshape(-1).view(np.uint8).data]
+
+
+def _table(frame: Rows, exponents: Exponents | None) -> bytes:
+    if len(frame.positions) == 1:
+        exponent = 0 if exponents is None else int(exponents[0])
+        # A structured array costs ten times as much for one row.
+        return _ONE_ROW.pack(frame.positions[0], frame.lanes[0], bool(frame.logits[0]), exponent)
+    table = np.empty(len(frame.positions), _TABLE)
+    table["position"], table["lane"], table["flags"] = frame.positions, frame.lanes, frame.logits
+    table["exponent"] = 0 if exponents is None else exponents
+    return table.tobytes()
 
 
 def _header(kind: Kind, frame: Frame, shape: tuple[Dtype, int, int], meta: bytes) -> bytes:
@@ -306,18 +325,25 @@ def decode(header: Header, body: bytes | bytearray | memoryview) -> Frame:
 
 def _decode_rows(header: Header, view: memoryview, operations: tuple[AnyOperation, ...]) -> Rows:
     edge = header.rows * _TABLE.itemsize
-    table = np.frombuffer(view[:edge], _TABLE)
-    positions, lanes = table["position"].astype(np.int32), table["lane"].astype(np.int32)
-    if header.rows and (positions.min() < 0 or lanes.max() >= limits.LANES):
+    if header.rows == 1:
+        position, lane, flag, exponent = _ONE_ROW.unpack(view[:edge])
+        positions, lanes = np.array((position,), np.int32), np.array((lane,), np.int32)
+        logits, exponents = np.array((flag & _FLAG_LOGITS,), np.bool_), np.array((exponent,), np.int8)
+        possible = position >= 0 and lane < limits.LANES
+    else:
+        table = np.frombuffer(view[:edge], _TABLE)
+        positions, lanes = table["position"].astype(np.int32), table["lane"].astype(np.int32)
+        logits, exponents = (table["flags"] & _FLAG_LOGITS).astype(np.bool_), table["exponent"]
+        possible = not header.rows or (int(positions.min()) >= 0 and int(lanes.max()) < limits.LANES)
+    if not possible:
         raise PeerError("an activation frame names an impossible position or lane")
     tokens, activations = None, None
     if header.dtype is Dtype.TOKENS:
         tokens = np.frombuffer(view[edge:], "<i4").astype(np.int32)
-        if tokens.min() < 0:
+        if int(tokens.min()) < 0:
             raise PeerError("an activation frame holds a negative token id")
     elif header.rows:
-        activations = unpack(view[edge:], header.dtype, header.width, table["exponent"])
-    logits = (table["flags"] & _FLAG_LOGITS).astype(np.bool_)
+        activations = unpack(view[edge:], header.dtype, header.width, exponents)
     return Rows(header.fence, header.microbatch, operations, positions, lanes, logits, tokens, activations)
 
 

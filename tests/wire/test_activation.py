@@ -84,16 +84,16 @@ def test_golden_bytes_of_a_sample_and_of_a_heartbeat():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(Dtype.F32, 0.0), (Dtype.F16, 2**-11), (Dtype.Q8, 1 / 200)], ids=["f32", "f16", "q8"]
 )
-@pytest.mark.parametrize("width", [40, 64])
-def test_activations_come_back_within_the_precision_of_their_dtype(dtype, tolerance, width):
-    frame = rows_frame(5, width, operations=OPERATIONS)
+@pytest.mark.parametrize(("rows", "width"), [(5, 40), (5, 64), (1, 40), (1, 64)])
+def test_activations_come_back_within_the_precision_of_their_dtype(dtype, tolerance, rows, width):
+    frame = rows_frame(rows, width, operations=OPERATIONS)
     back = unwire(wire(frame, dtype))
     assert isinstance(back, Rows)
     assert (back.fence, back.microbatch, back.operations) == (FENCE, 12, OPERATIONS)
     assert back.positions.tolist() == frame.positions.tolist()
     assert back.lanes.tolist() == frame.lanes.tolist()
-    assert back.logits.tolist() == [False, False, False, False, True]
-    assert back.activations.shape == (5, width)
+    assert back.logits.tolist() == [False] * (rows - 1) + [True]
+    assert back.activations.shape == (rows, width)
     largest = np.abs(frame.activations).max(axis=1, keepdims=True)
     assert (np.abs(back.activations - frame.activations) <= tolerance * largest).all()
 
@@ -109,17 +109,28 @@ def test_outliers_beyond_f16_and_rows_of_tiny_values_keep_their_precision(dtype)
     back = unwire(wire(frame, dtype)).activations
     largest = np.abs(frame.activations).max(axis=1, keepdims=True)
     assert (np.abs(back - frame.activations) <= largest / 200).all()
+    for index in range(4):
+        values = frame.activations[index : index + 1]
+        one = Rows(FENCE, 1, (), *(a[:1] for a in (frame.positions, frame.lanes, frame.logits)), None, values)
+        assert (unwire(wire(one, dtype)).activations == back[index]).all()
+
+
+def test_one_row_that_f16_holds_well_travels_without_an_exponent():
+    values = np.array([[0.5, -3.0]], np.float32)
+    frame = Rows(FENCE, 1, (), *(np.array([1], kind) for kind in (np.int32, np.int32, np.bool_)), None, values)
+    assert wire(frame)[HEADER_BYTES:].hex() == "0100000001000100" + "003800c2"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [Dtype.F32, Dtype.F16, Dtype.Q8])
-def test_a_row_that_is_not_finite_is_refused_by_both_ends(dtype, value):
-    frame = rows_frame(2, 64)
-    frame.activations[1, 7] = value
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_row_that_is_not_finite_is_refused_by_both_ends(dtype, value, rows):
+    frame = rows_frame(rows, 64)
+    frame.activations[-1, 7] = value
     with pytest.raises(StageError) as caught:
         encode(frame, dtype)
     assert caught.value.reason == "non_finite"
-    frame.activations[1, 7] = 0
+    frame.activations[-1, 7] = 0
     data = bytearray(wire(frame, dtype))
     data[-2:] = b"\xff\xff"
     data[-34:-32] = b"\xff\xff"  # the last q8 block's scale

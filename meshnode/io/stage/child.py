@@ -220,7 +220,7 @@ class StageChild:
 
     def _connect_now(self, request: protocol.Connect, raw: socket.socket, loaded: Loaded) -> None:
         try:
-            hops = self._neighbours.connect(request.side, raw, loaded.what)
+            hops = self._neighbours.connect(request.side, raw)
         except StageError as error:
             self._control.send(protocol.Error(id=request.id, kind=error.reason, message=str(error)))
             return

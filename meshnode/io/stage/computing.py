@@ -81,6 +81,7 @@ class Computing:
         self._step_began: float | None = None
         self._steps = 0
         self._loaded: Loaded | None = None
+        self._hops: Hops | None = None
 
     def start(self) -> None:
         """Start both threads; they end with the process."""
@@ -103,7 +104,7 @@ class Computing:
 
     def serve(self, loaded: Loaded, hops: Hops) -> Event | None:
         """On the computing thread: answer frames until a stream ends, close both, and say why if nobody wanted it."""
-        self._loaded = loaded
+        self._loaded, self._hops = loaded, hops
         kind, message = "", ""
         try:
             self._serve(loaded, hops)
@@ -114,6 +115,7 @@ class Computing:
         except PeerError as error:
             kind, message = "bad_frame", str(error)
         finally:
+            self._hops = None
             hops.reader.close()
             hops.sender.close()
         log.info("%s: %s", kind, message)
@@ -152,8 +154,15 @@ class Computing:
         pause = threading.Event()
         while True:
             pause.wait(_LOOK_S)
-            loaded, began, number = self._loaded, self._step_began, self._steps
-            if loaded is None or began is None or monotonic() - began < loaded.what.step_deadline_ms / 1000:
+            loaded, hops = self._loaded, self._hops
+            if loaded is None:
+                continue
+            deadline_s = loaded.what.step_deadline_ms / 1000
+            if hops is not None:
+                hops.reader.expire(loaded.what.silence_ms / 1000)
+                hops.sender.expire(deadline_s)
+            began, number = self._step_began, self._steps
+            if began is None or monotonic() - began < deadline_s:
                 continue
             log.error("a step runs for %.1f s, its deadline has passed: aborting it", monotonic() - began)
             loaded.engine.abort()

@@ -20,7 +20,7 @@ from meshnode.io.stage.streams import FrameReader, FrameSender, authenticate, gr
 from meshnode.io.stage.wiring import Wiring
 from meshnode.wire import limits
 from meshnode.wire.fence import Fence, is_fence
-from meshnode.wire.stage_protocol import DOWNSTREAM, UPSTREAM, Adopt, Credentials, LoadStage
+from meshnode.wire.stage_protocol import DOWNSTREAM, UPSTREAM, Adopt, Credentials
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Neighbours:
                 raise StageError("too_many_handshakes", f"{self._waiting} connections wait for their handshake")
             self._waiting += 1
 
-    def connect(self, side: str, raw: socket.socket, what: LoadStage) -> Hops | None:
+    def connect(self, side: str, raw: socket.socket) -> Hops | None:
         """Handshake and greeting over `raw` (taken over); both streams once the second one stands, else None.
 
         Gives the reserved place back. Raises StageError with reason handshake_failed, wrong_peer, stale_fence.
@@ -104,15 +104,13 @@ class Neighbours:
             if standing is None:
                 raw.close()
                 raise StageError("stale_fence", "the credentials were withdrawn")
-            stream = self._authenticated(side, raw, standing, what)
+            stream = self._authenticated(side, raw, standing)
             return self._join(side, stream, standing)
         finally:
             with self._lock:
                 self._waiting -= 1
 
-    def _authenticated(
-        self, side: str, raw: socket.socket, standing: _Standing, what: LoadStage
-    ) -> FrameReader | FrameSender:
+    def _authenticated(self, side: str, raw: socket.socket, standing: _Standing) -> FrameReader | FrameSender:
         def check(der: bytes | None) -> None:
             self._wiring.check_peer(der, standing.names[side])
 
@@ -120,10 +118,10 @@ class Neighbours:
         try:
             stream = authenticate(raw, standing.contexts[side], side == UPSTREAM, check)
             if side == UPSTREAM:
-                return greet_upstream(stream, standing.fence, what.silence_ms / 1000)
+                return greet_upstream(stream, standing.fence)
             greet_downstream(stream, standing.fence)
             # From now on it sends heartbeats: the next stage may be complete, and listen, long before this one.
-            return FrameSender(stream, standing.fence, what.step_deadline_ms / 1000)
+            return FrameSender(stream, standing.fence)
         except MeshError as error:
             if stream is not None:
                 stream.close()

@@ -64,8 +64,10 @@ class Step:
         return buffers
 
     def _check_outputs(self, frame: Rows) -> None:
+        if not self.last or len(frame.logits) <= self._logit_rows:
+            return
         wanted = int(np.count_nonzero(frame.logits))
-        if self.last and wanted > self._logit_rows:
+        if wanted > self._logit_rows:
             raise StageError("too_many_outputs", f"{wanted} rows want logits, at most {self._logit_rows} can have them")
 
     def _onward(self, frame: Rows, computed: NDArray[np.float32] | None) -> Buffers:
@@ -85,12 +87,13 @@ class Step:
         return encode(onward, self._dtype)
 
     def _sample(self, frame: Rows, logits: NDArray[np.float32]) -> tuple[LaneSample, ...]:
-        samples = []
-        for row, at in enumerate(np.flatnonzero(frame.logits).tolist()):
-            lane, position = int(frame.lanes[at]), int(frame.positions[at])
-            sampler = self._table.samplers[lane]
-            assert sampler is not None, "an open lane of the last stage has a sampler"
-            samples.append(sampler.draw(lane, position, logits[row]))
+        samples: list[LaneSample] = []
+        rows = zip(frame.lanes.tolist(), frame.positions.tolist(), frame.logits.tolist(), strict=True)
+        for lane, position, wanted in rows:
+            if wanted:
+                sampler = self._table.samplers[lane]
+                assert sampler is not None, "an open lane of the last stage has a sampler"
+                samples.append(sampler.draw(lane, position, logits[len(samples)]))
         self._meter.samples += len(samples)
         return tuple(samples)
 

@@ -3,7 +3,8 @@
 The upstream socket is only read (by the computing thread), the downstream one only written (under a lock), because an
 SSL object must not be read and written by two threads at once. Both ends greet with a heartbeat that carries the
 fence: the dialing end first, the accepting end after it has checked name and fence; so a dialer knows that its
-certificate was accepted (in TLS 1.3 it learns a refusal only by reading).
+certificate was accepted (in TLS 1.3 it learns a refusal only by reading). After that the sockets have no time-outs,
+which would cost a `poll` for every call: another thread looks now and then whether one waits too long.
 
 Invariant: whatever goes wrong with a connection is LinkLost, whatever a peer does wrong PeerError or StaleFence.
 """
@@ -15,6 +16,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Final
 
 from meshnode.errors import LinkLost, PeerError, StaleFence
@@ -55,11 +57,12 @@ def authenticate(
 
 
 class FrameReader:
-    """Frames from the upstream neighbour. `silence_s`: a neighbour that says nothing for that long is lost."""
+    """Frames from the upstream neighbour. `expire` ends a wait that is too long."""
 
-    def __init__(self, stream: ssl.SSLSocket, silence_s: float) -> None:
-        stream.settimeout(silence_s)
+    def __init__(self, stream: ssl.SSLSocket) -> None:
         self._stream = stream
+        self._waits_since: float | None = None
+        self._ended = ""
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = 0
@@ -96,15 +99,23 @@ class FrameReader:
             self._end += self._receive(self._view[self._end :])
 
     def _receive(self, into: memoryview) -> int:
+        self._waits_since = monotonic()
         try:
             count = self._stream.recv_into(into)
-        except TimeoutError:
-            raise LinkLost("the neighbour has gone silent") from None
         except (OSError, ValueError) as error:
-            raise LinkLost(f"the connection broke: {error}") from None
+            raise LinkLost(self._ended or f"the connection broke: {error}") from None
+        finally:
+            self._waits_since = None
         if not count:
-            raise LinkLost("the neighbour closed the connection")
+            raise LinkLost(self._ended or "the neighbour closed the connection")
         return count
+
+    def expire(self, silence_s: float) -> None:
+        """From another thread: take a neighbour that has said nothing for `silence_s` for lost."""
+        since = self._waits_since
+        if since is not None and monotonic() - since > silence_s:
+            self._ended = "the neighbour has gone silent"
+            self.interrupt()
 
     def interrupt(self) -> None:
         """From another thread: a blocked or later read raises LinkLost."""
@@ -118,10 +129,10 @@ class FrameReader:
 class FrameSender:
     """Frames to the downstream neighbour; small ones at once, large ones by a thread, heartbeats in between."""
 
-    def __init__(self, stream: ssl.SSLSocket, fence: Fence, deadline_s: float) -> None:
-        # A neighbour that computes does not read; it may take as long as a step may take.
-        stream.settimeout(deadline_s)
+    def __init__(self, stream: ssl.SSLSocket, fence: Fence) -> None:
+        stream.settimeout(None)
         self._stream = stream
+        self._writes_since: float | None = None
         self._fence = fence
         self._on_broken: Callable[[], None] | None = None
         self._writing = threading.Lock()
@@ -156,12 +167,26 @@ class FrameSender:
             self._writing.release()
 
     def _write(self, buffers: Buffers) -> None:
+        self._writes_since = monotonic()
         try:
             for part in buffers:
-                self._stream.sendall(part)
+                sent = self._stream.send(part)
+                while sent < len(part):
+                    sent += self._stream.send(memoryview(part)[sent:])
         except (OSError, ValueError) as error:
             self._broken = f"the connection broke: {error}"
             raise LinkLost(self._broken) from None
+        finally:
+            self._writes_since = None
+
+    def expire(self, deadline_s: float) -> None:
+        """From another thread: take a neighbour that has not read for `deadline_s` for lost.
+
+        One that computes does not read: the deadline is that of a step.
+        """
+        since = self._writes_since
+        if since is not None and monotonic() - since > deadline_s:
+            interrupt(self._stream)
 
     def _run(self) -> None:
         try:
@@ -232,19 +257,19 @@ def greet_downstream(stream: ssl.SSLSocket, fence: Fence) -> None:
             stream.sendall(part)
     except OSError as error:
         raise LinkLost(f"the connection broke: {error}") from None
-    _read_greeting(FrameReader(stream, HANDSHAKE_S), fence)
+    _read_greeting(FrameReader(stream), fence)
 
 
-def greet_upstream(stream: ssl.SSLSocket, fence: Fence, silence_s: float) -> FrameReader:
+def greet_upstream(stream: ssl.SSLSocket, fence: Fence) -> FrameReader:
     """The accepting end: read and check the fence, say it back. The reader may hold what came behind the greeting."""
-    reader = FrameReader(stream, HANDSHAKE_S)
+    reader = FrameReader(stream)
     _read_greeting(reader, fence)
     try:
         for part in encode(Heartbeat(fence)):
             stream.sendall(part)
     except OSError as error:
         raise LinkLost(f"the connection broke: {error}") from None
-    stream.settimeout(silence_s)
+    stream.settimeout(None)
     return reader
 
 

@@ -69,7 +69,7 @@ def anything(_header):
 
 def test_both_ends_greet_with_the_fence(ends):
     client, server = ends
-    wait = in_thread(lambda: greet_upstream(server, FENCE, 1.0))
+    wait = in_thread(lambda: greet_upstream(server, FENCE))
     greet_downstream(client, FENCE)
     client.sendall(b"".join(encode(SampledFrame(FENCE, 1, ()))))
     header, _ = wait().read(anything)
@@ -80,7 +80,7 @@ def test_a_greeting_of_another_fence_is_refused_by_the_accepting_end(ends):
     client, server = ends
     client.sendall(b"".join(encode(Heartbeat(Fence(Term(9), FENCE.run)))))
     with pytest.raises(StaleFence):
-        greet_upstream(server, FENCE, 1.0)
+        greet_upstream(server, FENCE)
 
 
 def test_a_dialing_end_whose_greeting_is_not_answered_loses_the_link(ends):
@@ -92,7 +92,7 @@ def test_a_dialing_end_whose_greeting_is_not_answered_loses_the_link(ends):
 
 def test_small_and_large_frames_arrive_whole_and_in_order(ends):
     client, server = ends
-    sender, reader = FrameSender(client, FENCE, PATIENCE_S), FrameReader(server, PATIENCE_S)
+    sender, reader = FrameSender(client, FENCE), FrameReader(server)
     sizes = [1, 512, 1, 300, 2, 1, 16, 17, 512]
 
     def send():
@@ -117,7 +117,7 @@ def test_small_and_large_frames_arrive_whole_and_in_order(ends):
 def test_a_refused_header_is_refused_before_its_body_arrives(ends):
     client, server = ends
     client.sendall(encode(rows_of(512), Dtype.F32)[0][:48])
-    reader = FrameReader(server, PATIENCE_S)
+    reader = FrameReader(server)
     with pytest.raises(StaleFence):
         reader.read(lambda header: check_fence(header, Fence(Term(9), FENCE.run)))
 
@@ -125,17 +125,17 @@ def test_a_refused_header_is_refused_before_its_body_arrives(ends):
 def test_garbage_is_a_peer_error_and_an_end_a_lost_link(ends):
     client, server = ends
     client.sendall(b"x" * 48)
-    reader = FrameReader(server, PATIENCE_S)
+    reader = FrameReader(server)
     with pytest.raises(PeerError):
         reader.read(anything)
     client.close()
     with pytest.raises(LinkLost):
-        FrameReader(server, PATIENCE_S).read(anything)
+        FrameReader(server).read(anything)
 
 
 def test_a_sender_whose_reader_stands_still_blocks_and_ends_when_interrupted(ends):
     client, _ = ends
-    sender = FrameSender(client, FENCE, PATIENCE_S)
+    sender = FrameSender(client, FENCE)
     sent = []
 
     def send_for_ever():
@@ -159,7 +159,7 @@ def test_a_broken_connection_is_told_once_even_to_a_listener_that_comes_late(end
     client, server = ends
     server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
     server.close()
-    sender = FrameSender(client, FENCE, PATIENCE_S)
+    sender = FrameSender(client, FENCE)
     told = threading.Event()
     sender.call_when_broken(told.set)
     assert told.wait(PATIENCE_S)
@@ -171,9 +171,33 @@ def test_a_broken_connection_is_told_once_even_to_a_listener_that_comes_late(end
     sender.close()
 
 
+def test_a_wait_is_ended_from_outside_when_it_is_too_long_and_not_before(ends):
+    client, server = ends
+    reader, sender = FrameReader(server), FrameSender(client, FENCE)
+
+    def read():
+        try:
+            while True:
+                reader.read(anything)
+        except LinkLost as error:
+            return str(error)
+
+    wait = in_thread(read)
+    while reader._waits_since is None:
+        pass
+    reader.expire(PATIENCE_S)
+    sender.expire(PATIENCE_S)
+    sender.send(1, encode(Heartbeat(FENCE)))
+    while reader._waits_since is None:
+        pass
+    reader.expire(-1.0)
+    assert wait() == "the neighbour has gone silent"
+    sender.close()
+
+
 def test_an_interrupted_reader_wakes(ends):
     _, server = ends
-    reader = FrameReader(server, PATIENCE_S)
+    reader = FrameReader(server)
 
     def read():
         try:
