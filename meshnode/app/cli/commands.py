@@ -229,6 +229,20 @@ def bench_split(
     return run(options, json)
 
 
+@command(bench_group, "memory")
+def bench_memory(
+    layers: Annotated[int, typer.Option(help="Layers of the synthetic models.")] = 24,
+    embd: Annotated[int, typer.Option(help="Their width.")] = 1024,
+    stages: Annotated[int, typer.Option(help="How many stages.")] = 2,
+    json: Json = False,
+) -> int:
+    """Memory of each stage beside its weights and its cache. Exit code 1 when it is more than the planner reserves."""
+    from meshnode.app.bench.memory import MemoryOptions
+    from meshnode.app.cli.measuring import bench_memory as run
+
+    return run(MemoryOptions(layers=layers, embd=embd, stages=stages), json)
+
+
 @command(bench_group, "model")
 def bench_model(
     out: Annotated[Path, typer.Option(help="Where to write it.")],

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
 
+from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.split import SplitOptions, print_split, run_split
 from meshnode.app.cli.inquiries import write_json
 from meshnode.app.cli.tables import size
 from meshnode.app.verify import verify_model
 from meshnode.errors import ConfigError
+
+Report = TypeVar("Report")
 
 
 def parse_cuts(text: str | None) -> tuple[int, ...] | None:
@@ -50,15 +56,32 @@ def verify(model: Path, stages: int, cuts: str | None, as_json: bool) -> int:
 
 
 def bench_split(options: SplitOptions, as_json: bool) -> int:
-    """Measure; what is being measured is told on stderr."""
-    console = Console(stderr=True, highlight=False)
-    with console.status("starting") as now:
-        report = run_split(options, now.update if console.is_terminal else lambda step: None)
+    """Measure what splitting costs."""
+    report = _measured(partial(run_split, options))
     if as_json:
         write_json(report)
     else:
         print_split(report, Console(highlight=False))
     return 0
+
+
+def bench_memory(options: MemoryOptions, as_json: bool) -> int:
+    """Measure what stages take; 0 when each keeps to what the planner reserves for it."""
+    report = _measured(partial(run_memory, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_memory(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def _measured(run: Callable[[Callable[[str], None]], Report]) -> Report:
+    """Run, and tell on stderr what is being measured, if somebody watches."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        return run(lambda step: None)
+    with console.status("starting") as now:
+        return run(now.update)
 
 
 def bench_model(out: Path, layers: int, embd: int, kind: str) -> int:

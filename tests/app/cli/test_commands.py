@@ -61,6 +61,19 @@ def test_what_cannot_be_done_is_one_message_with_exit_code_two(
     assert not (tmp_path / "data").exists(), "nothing half-written"
 
 
+@pytest.mark.parametrize("command", ["serve", "plan", "verify"])
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(3), b"not a model " * 9], ids=["0", "4", "7", "108"])
+def test_a_corrupt_model_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, content: bytes
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(content)
+    assert ended(command, str(model)) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2, "what is wrong, and what to do"
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("24h", 86400), (" 7D ", 604800)])
 def test_a_time_span_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     assert parse_duration(text) == seconds

@@ -104,19 +104,6 @@ def test_a_join_that_cannot_be_leaves_no_membership(tmp_path: Path, line: str, c
     assert "meshnode invite" in again.stderr
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(3), b"not a model" * 100], ids=str)
-def test_a_corrupt_model_is_refused_and_nothing_is_written(tmp_path: Path, content: bytes) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(content)
-    for command in ("serve", "plan", "verify"):
-        extra = ("--data", str(tmp_path / "data")) if command != "verify" else ()
-        refused = meshnode(command, str(model), *extra)
-        assert refused.returncode == 2, (command, refused.stderr)
-        assert "Traceback" not in refused.stderr
-        assert len(refused.stderr.splitlines()) == 2
-    assert not (tmp_path / "data").exists()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_node_serves_alone_and_leaves_within_five_seconds(tmp_path: Path, number: signal.Signals) -> None:
     with node(tmp_path, "serve", str(MODEL), "--memory", "2GB", "--context", "512") as running:
