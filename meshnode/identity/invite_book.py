@@ -73,6 +73,9 @@ class InviteEntry(msgspec.Struct, frozen=True):
     revoked: bool = False
     admitted: tuple[Admission, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"InviteEntry({self.invite_id.hex()}, {self.role}, {len(self.admitted)} of {self.uses})"  # no key
+
     def state(self, now: datetime) -> InviteState:
         """What it is good for at `now`."""
         if self.revoked:

@@ -45,6 +45,9 @@ STREAMS_PER_PEER: Final = 64
 DIAL_TIMEOUT_S: Final = 5.0
 """One candidate address: TCP connect, TLS and HELLO."""
 
+DIALS_PER_PEER: Final = 2
+"""At once, the others wait: four nodes behind one address (one machine, one router) x 2 is what it may hold."""
+
 DIAL_CANDIDATES: Final = 8
 """Addresses tried for one peer; announcements carry no more."""
 

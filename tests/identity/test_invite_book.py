@@ -97,6 +97,12 @@ def test_five_wrong_proofs_lock_an_invite_for_the_right_one_too() -> None:
     assert book.entries[0].key == b""
 
 
+def test_a_shown_book_holds_no_key() -> None:
+    shown = repr(InviteBook().create(entry()))
+    assert repr(KEY)[2:-1] not in shown
+    assert b"invite-8".hex() in shown
+
+
 def test_an_unknown_invite_changes_nothing() -> None:
     book = InviteBook().create(entry())
     assert redeem(book, joiner(b"another8")) == (book, JoinRefusal.UNKNOWN)

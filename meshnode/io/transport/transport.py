@@ -15,8 +15,8 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -65,6 +65,7 @@ class Transport:
     def __init__(self, credentials: Credentials) -> None:
         self._gate = Gate(limits.HANDSHAKES_AT_ONCE, limits.HANDSHAKES_PER_ADDRESS)
         self._streams = Gate(limits.MEMBER_STREAMS, limits.STREAMS_PER_PEER)
+        self._dialing: dict[NodeId, trio.CapacityLimiter] = {}
         self._counts: Counter[str] = Counter()
         self.renew(credentials)
 
@@ -95,12 +96,29 @@ class Transport:
             return await self._dial_one(node_id, address, preface)
 
         try:
-            stream = await first_success(addresses, attempt, Stream.aclose, limits.DIAL_TIMEOUT_S)
+            async with self._turn_to_dial(node_id):
+                stream = await first_success(addresses, attempt, Stream.aclose, limits.DIAL_TIMEOUT_S)
         except (PeerError, LinkLost) as problem:
             self._counts["dial_failed"] += 1
             raise type(problem)(f"{short(node_id)} cannot be reached ({problem})") from None
         self._counts["dialed"] += 1
         return stream
+
+    @asynccontextmanager
+    async def _turn_to_dial(self, node_id: NodeId) -> AsyncIterator[None]:
+        """A burst of dials would be more than the peer lets one address begin: wait here instead."""
+        limiter = self._dialing.setdefault(node_id, trio.CapacityLimiter(limits.DIALS_PER_PEER))
+        try:
+            with trio.fail_after(limits.DIAL_TIMEOUT_S):
+                await limiter.acquire()
+        except trio.TooSlowError:
+            raise LinkLost("others dial it and get no answer") from None
+        try:
+            yield
+        finally:
+            limiter.release()
+            if not limiter.borrowed_tokens:
+                self._dialing.pop(node_id, None)
 
     async def _dial_one(self, node_id: NodeId, address: str, preface: Preface) -> Stream:
         raw = await connect(address)

@@ -269,6 +269,43 @@ async def test_one_member_cannot_take_all_streams(
     await node.dial(mesh.node())
 
 
+async def test_a_burst_of_dials_waits_for_its_turn_and_all_get_in(mesh: TestMesh, start: Start) -> None:
+    node = await start()
+    dialer, address = Transport(mesh.node()), node.address
+    streams: list[Stream] = []
+
+    async def dial() -> None:
+        stream = await dialer.dial(node.credentials.node_id, [address], StreamClass.REQUEST)
+        node.opened.push_async_callback(stream.aclose)
+        streams.append(stream)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3 * limits.HANDSHAKES_PER_ADDRESS):
+            nursery.start_soon(dial)
+    assert len(streams) == 3 * limits.HANDSHAKES_PER_ADDRESS
+    assert dialer._dialing == {}
+
+
+async def test_waiting_behind_a_peer_that_does_not_answer_ends(mesh: TestMesh, mock_clock: MockClock) -> None:
+    with socket.socket() as mute:  # the kernel accepts, nobody answers
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        dialer, target, problems = Transport(mesh.node()), mesh.node().node_id, []
+
+        async def dial() -> None:
+            with pytest.raises(LinkLost) as caught:
+                await dialer.dial(target, [address], StreamClass.CONTROL)
+            problems.append(str(caught.value))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(limits.DIALS_PER_PEER + 1):
+                nursery.start_soon(dial)
+            await wait_all_tasks_blocked(0.01)
+            mock_clock.jump(limits.DIAL_TIMEOUT_S)
+    assert sorted("others dial" in problem for problem in problems) == [False, False, True]
+
+
 async def test_an_error_of_one_handler_is_counted_and_ends_its_stream_only(mesh: TestMesh, start: Start) -> None:
     async def grumpy(stream: Stream) -> None:
         raise PeerError((await stream.receive_frame()).decode())
