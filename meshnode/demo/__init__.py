@@ -5,6 +5,9 @@ every right token leads the best wrong one by at least `SMALLEST_MARGIN` logits,
 q8_0 KV cache move them: another text means that a split corrupts what it carries. Made by
 `tools/train_demo_model.py`, which writes the model and `demo.json` together.
 
+It was trained on conversations of up to 1,024 tokens and holds its answers up to about 600 prompt tokens (history or
+system message); beyond that it begins to err by itself, so compare with plain llama.cpp there and not with `ANSWERS`.
+
 Invariant: `MODEL` has the digest `SHA256`, and plain llama.cpp answers each question of `ANSWERS` with its text.
 """
 
