@@ -6,7 +6,8 @@ error all end them, and with them their lanes, at once; nothing depends on a gen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -34,18 +35,37 @@ Event = Delta | MeshError
 
 
 class Draining:
-    """Tells every answer in progress that the server ends; `end` may be called more than once."""
+    """Counts the answers in progress, and tells each of them when the server ends."""
 
     def __init__(self) -> None:
-        self._event = trio.Event()
+        self._end = trio.Event()
+        self._idle = trio.Event()
+        self._answers = 0
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Around one answer."""
+        self._answers += 1
+        try:
+            yield
+        finally:
+            self._answers -= 1
+            if not self._answers:
+                self._idle.set()
+                self._idle = trio.Event()
+
+    async def wait_idle(self) -> None:
+        """Until no answer is in progress."""
+        if self._answers:
+            await self._idle.wait()
 
     def end(self) -> None:
-        """Ends streams with a terminal error."""
-        self._event.set()
+        """Ends streams with a terminal error; may be called more than once."""
+        self._end.set()
 
     async def wait(self) -> None:
         """Until `end`."""
-        await self._event.wait()
+        await self._end.wait()
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -72,6 +92,13 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
+        with self._draining.answering():
+            ending = await self._run(receive, send)
+            if ending is not None:
+                await ending(scope, receive, send)
+
+    async def _run(self, receive: Receive, send: Send) -> Response | None:
+        """All generations, and what is left to send when they are over; None when the client left."""
         into, events = trio.open_memory_channel[Event](EVENTS)
         ending: Response | None = None
         async with trio.open_nursery() as nursery, into, events:
@@ -81,8 +108,7 @@ class Answer(Response):
                 nursery.start_soon(self._generate, choice, generation, into)
             ending = await (self._stream(events, send) if self._job.stream else self._whole(events))
             nursery.cancel_scope.cancel()
-        if ending is not None:
-            await ending(scope, receive, send)
+        return ending
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
         try:

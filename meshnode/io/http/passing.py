@@ -47,6 +47,13 @@ class PassedOn(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
+        with self._draining.answering():
+            ending = await self._run(receive, send)
+            if ending is not None:
+                await ending(scope, receive, send)
+
+    async def _run(self, receive: Receive, send: Send) -> Response | None:
+        """Copy the answer; what is left to send after it, None when the client left."""
         sent = _Sent(send)
         ending: Response | None = None
         async with trio.open_nursery() as nursery:
@@ -67,8 +74,7 @@ class PassedOn(Response):
                 failed = Unavailable("this node is shutting down")
             ending = EndOfStream() if failed is None else await sent.fail(failed)
             nursery.cancel_scope.cancel()
-        if ending is not None:
-            await ending(scope, receive, send)
+        return ending
 
     async def _cancel_when_draining(self, scope: trio.CancelScope) -> None:
         await self._draining.wait()

@@ -24,6 +24,7 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
 from meshnode.errors import ConfigError
+from meshnode.io.http.answer import Draining
 from meshnode.io.http.endpoint import HttpEndpoint
 
 CONNECTIONS: Final = 512
@@ -90,7 +91,7 @@ async def serve_http(
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + FINISH_S + TERMINAL_S
         # Idle connections close on `terminated`; this waits only while an answer is being written.
-        connections.start_soon(_end_answers, endpoint, build)
+        connections.start_soon(_end_answers, endpoint.draining)
 
 
 async def _accept(
@@ -102,10 +103,11 @@ async def _accept(
     await trio.serve_listeners(serve, [listener], handler_nursery=connections, task_status=task_status)
 
 
-async def _end_answers(endpoint: HttpEndpoint, build: _Connections) -> None:
+async def _end_answers(draining: Draining) -> None:
+    """Answers to other nodes are none of our connections, but they are waited for too."""
     with trio.move_on_after(FINISH_S):
-        await build.wait_until_none()
-    endpoint.draining.end()
+        await draining.wait_idle()
+    draining.end()
 
 
 class _Connections:
@@ -115,7 +117,6 @@ class _Connections:
         self._app = wrap_app(endpoint.app, 0, "asgi")
         self._context = context
         self._open = 0
-        self._none = trio.Event()
         self._config = Config()
         self._config.errorlog = _LOG
         self._config.accesslog = None
@@ -135,14 +136,6 @@ class _Connections:
             _LOG.debug("a connection broke")
         finally:
             self._open -= 1
-            if not self._open:
-                self._none.set()
-                self._none = trio.Event()
-
-    async def wait_until_none(self) -> None:
-        """Until the last connection has ended."""
-        if self._open:
-            await self._none.wait()
 
 
 class _Http11(H11Protocol):  # type: ignore[misc]  # hypercorn is skipped by mypy

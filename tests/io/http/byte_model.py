@@ -34,12 +34,15 @@ class ByteModel:
         self.answer: list[int] = [*answer.encode(), END]
         self.stall_at = -1
         """Index of the token that never comes; -1: none."""
+        self.hold_at = -1
+        """Index of the token that waits for `go_on`."""
+        self.go_on = trio.Event()
         self.fails_with: MeshError | None = None
         """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
         self.lanes = 0
         self.waiting = trio.Event()
-        """Set when a generation reached `stall_at`."""
+        """Set when a generation reached `stall_at` or `hold_at`."""
         self.freed = trio.Event()
         """Set when the last lane was given back."""
 
@@ -76,6 +79,9 @@ class ByteModel:
     async def _tokens(self, request: Generation) -> AsyncGenerator[Sampled, None]:
         for index, token in enumerate(self.answer):
             await trio.lowlevel.checkpoint()
+            if index == self.hold_at:
+                self.waiting.set()
+                await self.go_on.wait()
             if index == self.stall_at:
                 self.waiting.set()
                 if self.fails_with is not None:

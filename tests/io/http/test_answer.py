@@ -160,3 +160,17 @@ async def test_a_request_that_does_not_stream_is_503_at_shutdown(monkeypatch: py
     head, _, body = received.partition(b"\r\n\r\n")
     assert b" 503 " in head.split(b"\r\n")[0]
     assert json.loads(body)["error"]["type"] == "unavailable_error"
+
+
+async def test_an_answer_that_is_nearly_done_is_finished_at_shutdown() -> None:
+    model = ByteModel("Hello")
+    model.hold_at = 2
+    async with serving(ByteDirectory(model)) as running:
+        stream = await raw_request(running.port, STREAMED)
+        await model.waiting.wait()
+        running.shutdown.set()
+        model.go_on.set()
+        async with stream:
+            received = b"".join([part async for part in stream])
+        await running.ended.wait()
+    assert b"data: [DONE]" in received
