@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from meshnode.io.llama.footprint import read_footprint
 
 from meshnode.app.admin import PlanRequest
 from meshnode.app.cli.planning import plan_here
 from meshnode.app.config import Settings
 from meshnode.app.demo import CONTEXT, GRAIN_BYTES, NAMES, memory_limit
 from meshnode.demo import EXPECTED_ANSWER, MODEL, QUESTION
+from meshnode.io.llama.footprint import read_footprint
 
 # Far above the 20 s that it may take, for a machine that does something else as well; a hang fails instead of stalling.
 PATIENCE_S = 120

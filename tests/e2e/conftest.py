@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.nodes import RealMesh, until
 
-# Below the size of the whole demonstration model with its buffers, above that of a third of it, and not enough for a half.
+# Below the whole demonstration model with its buffers and below a half of it, above a third.
 MEMORY = ("--memory", "152MB")
 
 
