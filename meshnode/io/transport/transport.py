@@ -25,7 +25,7 @@ from meshnode.errors import ConfigError, LinkLost, MeshError, PeerError
 from meshnode.identity.chains import parse_certificate, peer_identity
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, short
-from meshnode.io.transport.addresses import split_address
+from meshnode.io.transport.addresses import is_lan_host, split_address
 from meshnode.io.transport.gate import Gate
 from meshnode.io.transport.race import first_success
 from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream, broken_is_lost
@@ -60,9 +60,13 @@ class Handlers:
 
 
 class Transport:
-    """Authenticated streams between the members of one mesh."""
+    """Authenticated streams between the members of one mesh.
 
-    def __init__(self, credentials: Credentials) -> None:
+    With `lan_only`, nothing outside the local network is ever dialed, whoever announces it, also by name.
+    """
+
+    def __init__(self, credentials: Credentials, *, lan_only: bool = False) -> None:
+        self._lan_only = lan_only
         self._gate = Gate(limits.HANDSHAKES_AT_ONCE, limits.HANDSHAKES_PER_ADDRESS)
         self._streams = Gate(limits.MEMBER_STREAMS, limits.STREAMS_PER_PEER)
         self._dialing: dict[NodeId, trio.CapacityLimiter] = {}
@@ -121,7 +125,7 @@ class Transport:
                 self._dialing.pop(node_id, None)
 
     async def _dial_one(self, node_id: NodeId, address: str, preface: Preface) -> Stream:
-        raw = await connect(address)
+        raw = await connect(address, lan_only=self._lan_only)
         metered = MeteredStream(raw, limits.UNAUTHENTICATED_BYTES)
         try:
             with broken_is_lost():
@@ -150,7 +154,7 @@ class Transport:
         """
         try:
             with trio.fail_after(limits.DIAL_TIMEOUT_S):
-                raw = await connect(address)
+                raw = await connect(address, lan_only=self._lan_only)
                 try:
                     with broken_is_lost():
                         await raw.send_all(encode_preface(Preface(Kind.STAGE, StreamClass.ACTIVATION, token)))
@@ -264,13 +268,25 @@ class Transport:
             await framed.aclose()
 
 
-async def connect(address: str) -> trio.SocketStream:
-    """A TCP connection with TCP_NODELAY; `LinkLost` when it is refused."""
+async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
+    """A TCP connection with TCP_NODELAY; `LinkLost` when there is none to be had."""
     host, port = split_address(address)
+    reason = "outside the local network, which this node does not leave"
     try:
-        return await trio.open_tcp_stream(host, port)
-    except OSError as problem:
-        raise LinkLost(problem.strerror or "the connection was refused") from None
+        for each in await _near(host, port) if lan_only else [host]:
+            try:
+                return await trio.open_tcp_stream(each, port)
+            except OSError as problem:
+                reason = problem.strerror or "the connection was refused"
+    except socket.gaierror as problem:
+        reason = problem.strerror
+    raise LinkLost(reason)
+
+
+async def _near(host: str, port: int) -> list[str]:
+    """The local addresses of `host`. They are dialed by number: a second look-up could answer differently."""
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found if is_lan_host(str(entry[4][0]))]
 
 
 async def _serve_tls(raw: trio.SocketStream, context: ssl.SSLContext, frame_limit: int) -> FramedStream:

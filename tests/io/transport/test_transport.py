@@ -345,6 +345,33 @@ async def test_a_stage_at_a_dead_address_is_a_lost_link(mesh: TestMesh) -> None:
             await Transport(mesh.node()).dial_stage(f"127.0.0.1:{unused.getsockname()[1]}", bytes(16))
 
 
+async def test_a_node_that_keeps_to_its_network_dials_nothing_else(
+    mesh: TestMesh, start: Start, opened: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, homely, dialed = await start(), Transport(mesh.node(), lan_only=True), []
+    connect, look_up = trio.open_tcp_stream, trio.socket.getaddrinfo
+
+    async def spy(host: str, port: int) -> trio.SocketStream:
+        dialed.append(host)
+        return await connect(host, port)
+
+    async def names(host: str, port: int, **how) -> list:
+        public = [(0, 0, 0, "", ("203.0.113.5", port))]
+        return public if host == "public.example" else await look_up(host, port, **how)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", spy)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", names)
+    outside = ["8.8.8.8:8420", "[2001:db8::1]:8420", "public.example:8420"]
+    with pytest.raises(LinkLost, match="outside the local network"):
+        await homely.dial(node.credentials.node_id, outside, StreamClass.CONTROL)
+    with pytest.raises(LinkLost, match="outside the local network"):
+        await homely.dial_stage(outside[0], bytes(16))
+    addresses = [*outside, f"localhost:{node.port}"]
+    stream = await homely.dial(node.credentials.node_id, addresses, StreamClass.CONTROL)
+    opened.push_async_callback(stream.aclose)
+    assert set(dialed) <= {"127.0.0.1", "::1"}
+
+
 async def test_new_streams_show_renewed_certificates(mesh: TestMesh, start: Start) -> None:
     node = await start()
     own = make_node(mesh.issuer, node.credentials.key.public_key(), Role.MEMBER, mesh.now + timedelta(hours=12))
