@@ -51,6 +51,9 @@ DIALS_PER_PEER: Final = 2
 DIAL_CANDIDATES: Final = 8
 """Addresses tried for one peer; announcements carry no more."""
 
+ISSUER_CANDIDATES: Final = 64
+"""Addresses asked for a renewal, where nobody knows who is an issuer: 16 members with 4 addresses each."""
+
 HELLO_FRAME: Final = 1 * KIB
 """HELLO is two ids, a version range and the preface again: 220 bytes."""
 

@@ -88,7 +88,7 @@ async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joine
 
 
 async def renew(credentials: Credentials, addresses: Sequence[str], now: datetime) -> Credentials:
-    """The same membership with a certificate that starts anew; `addresses` of an issuer of this mesh.
+    """The same membership with a certificate that starts anew; `addresses` of members: an issuer is found.
 
     Works up to 180 days after the old certificate ended. `InviteError` when the issuer refuses, `PeerError` or
     `LinkLost` when there is no issuer of this mesh.
@@ -131,7 +131,7 @@ async def _find_issuer(addresses: Sequence[str], check: _Check, now: datetime) -
         return await _approach(address, check, now)
 
     try:
-        return await first_success(addresses, attempt, _Desk.aclose, limits.DIAL_TIMEOUT_S)
+        return await first_success(addresses, attempt, _Desk.aclose, limits.DIAL_TIMEOUT_S, limits.ISSUER_CANDIDATES)
     except (LinkLost, PeerError) as problem:
         raise type(problem)(f"the machine that admits cannot be reached ({problem})") from None
 

@@ -25,10 +25,11 @@ async def first_success(
     attempt: Callable[[str], Awaitable[_T]],
     discard: Callable[[_T], Awaitable[None]],
     timeout_s: float,
+    most: int = limits.DIAL_CANDIDATES,
 ) -> _T:
     """The first result of `attempt(address)`; the others are cancelled, a late second one is discarded.
 
-    At most `limits.DIAL_CANDIDATES` addresses, `timeout_s` each. Without any result: `PeerError` when somebody
+    The first `most` addresses, `timeout_s` each. Without any result: `PeerError` when somebody
     answered and was wrong, else `LinkLost`; the text names every address and its problem.
     """
     results: list[_T] = []
@@ -48,7 +49,7 @@ async def first_success(
         over.set()
 
     async with trio.open_nursery() as nursery:
-        for address in addresses[: limits.DIAL_CANDIDATES]:
+        for address in addresses[:most]:
             over = trio.Event()
             nursery.start_soon(run, address, over)
             with trio.move_on_after(HEAD_START_S):

@@ -279,7 +279,7 @@ async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
             except OSError as problem:
                 reason = problem.strerror or "the connection was refused"
     except socket.gaierror as problem:
-        reason = problem.strerror
+        reason = problem.strerror or "the name is not known"
     raise LinkLost(reason)
 
 

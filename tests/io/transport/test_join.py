@@ -184,6 +184,14 @@ async def test_a_member_renews_before_and_after_its_end(issuer: Issuer) -> None:
     await dial(fresh, issuer)
 
 
+async def test_a_renewal_finds_the_issuer_among_many_members(issuer: Issuer, nursery: trio.Nursery) -> None:
+    port = await nursery.start(Transport(issuer.mesh.node()).serve, "127.0.0.1", 0, Handlers(echo))
+    member = issuer.mesh.node()
+    others = [f"127.0.0.1:{port}"] * 20
+    fresh = await renew(member, [*others, issuer.address], issuer.now)
+    assert fresh.node_id == member.node_id
+
+
 async def test_what_is_not_renewable_is_refused(issuer: Issuer) -> None:
     ancient = issuer.mesh.node(now=issuer.now - timedelta(days=200))
     with pytest.raises(InviteError, match="not one that the issuer renews"):
