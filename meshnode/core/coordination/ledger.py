@@ -17,6 +17,8 @@ from meshnode.wire.messages import Claim, ClaimedStage, Connected, Failed, Grant
 
 TERM_JUMP = 1000
 """A claim further above `promised` than this is refused: a liar must not use up the terms."""
+DEPLOYMENTS = 4096
+"""Deployments with a promised term: years of restarts of a node that serves, and 200 KB on disk at most."""
 RUNS_HELD = 64
 """Runs on one node; each holds memory, so this only bounds the bookkeeping of empty ones."""
 
@@ -64,6 +66,8 @@ class Ledger:
         for run in self.held.values():
             if run.claim.deployment == claim.deployment and run.claim.coordinator != peer:
                 return self._refuse(claim, "held", "another coordinator holds this deployment here")
+        if len(self.promised) >= DEPLOYMENTS and claim.deployment not in self.promised:
+            return self._refuse(claim, "too_many", "too many deployments were granted here before")
         needed = sum(stage.reserved_bytes for stage in claim.stages if stage.node == self.node)
         if needed > self.free_bytes or len(self.held) >= RUNS_HELD:
             return self._refuse(claim, "no_room", f"{needed} bytes are claimed, {self.free_bytes} are free here")
@@ -151,6 +155,8 @@ class Ledger:
             raise PeerError("a claim in another node's name")
         if not is_fence(claim.fence) or len(claim.deployment) > 64 or len(claim.model) > 512:
             raise PeerError("a malformed claim")
+        if all(stage.node != self.node for stage in claim.stages):
+            raise PeerError("a claim that uses nothing here")
         at = 0
         for index, stage in enumerate(claim.stages):
             if stage.stage != index or stage.first != at or stage.last <= at or stage.reserved_bytes < 0:
