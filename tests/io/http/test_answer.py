@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from meshnode.errors import TimedOut
 from meshnode.io.http import answer, server
 from tests.io.http.byte_model import END, HUGE, ByteDirectory, ByteModel
 from tests.io.http.serving import events, raw_request, serving
@@ -37,6 +38,21 @@ async def test_usage_comes_last_and_only_where_asked() -> None:
     *chunks, usage, done = await streamed(ByteModel("Hey"), stream_options={"include_usage": True})
     assert (done, usage["choices"], usage["usage"]["completion_tokens"]) == ("[DONE]", [], 4)
     assert all(chunk["usage"] is None for chunk in chunks)
+
+
+async def test_r8_a_stop_before_max_tokens_ends_the_stream_with_usage() -> None:
+    *_, finish, usage, done = await streamed(
+        ByteModel("Hello, world."), stop="wor", max_tokens=100, stream_options={"include_usage": True}
+    )
+    assert (finish["choices"][0]["finish_reason"], done) == ("stop", "[DONE]")
+    assert usage["usage"]["completion_tokens"] == len("Hello, wor")
+
+
+async def test_r57_a_head_that_waited_too_long_is_a_504_type_event() -> None:
+    model = ByteModel()
+    model.stall_at, model.fails_with = 1, TimedOut("no token for 30 s")
+    *_, last = await streamed(model)
+    assert (last["error"]["type"], last["error"]["message"]) == ("timeout_error", "no token for 30 s")
 
 
 @pytest.mark.parametrize("fields", [{}, {"stop": ["rld"]}, {"max_tokens": 9}, {"logprobs": True}, {"n": 3}])
