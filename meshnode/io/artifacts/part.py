@@ -4,7 +4,7 @@
     <name>.journal   the layout's digest, then one line per step: `at ARTIFACT BYTES`, `done ARTIFACT`
     <name>.record    of a finished file: layout, extents, size, time of change
 
-Invariant: `done` is written after the artifact's digest matched and its bytes are on disk (fdatasync). `at` promises
+Invariant: `done` is written after the artifact's digest matched and its bytes are on disk (fsync). `at` promises
 nothing: a resumed prefix is hashed again from the file, so a lie costs one fetch, never a wrong byte.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -93,25 +94,25 @@ def places(pieces: Sequence[Piece], artifact: str, offset: int, length: int) -> 
 
 def read_range(path: Path, pieces: Sequence[Piece], artifact: str, offset: int, length: int) -> bytes:
     """A range of an artifact out of a finished file. Errors: OSError, also where the file is too short."""
-    parts = []
     with path.open("rb", buffering=0) as file:
-        for _, position, count in places(pieces, artifact, offset, length):
-            parts.append(read_exactly(file.fileno(), position, count))
-    data = b"".join(parts)
+        data = b"".join(
+            read_exactly(file, position, count) for _, position, count in places(pieces, artifact, offset, length)
+        )
     if len(data) != length:
         raise OSError(f"the cached file holds no {length} bytes of {artifact} at {offset}")
     return data
 
 
-def read_exactly(descriptor: int, position: int, count: int) -> bytes:
-    """`count` bytes; OSError at the end of the file."""
+def read_exactly(file: FileIO, position: int, count: int) -> bytes:
+    """`count` bytes; OSError at the end of the file. Seeks: `pread` is not everywhere."""
+    file.seek(position)
     parts = []
     while count:
-        data = os.pread(descriptor, count, position)
+        data = file.read(count)
         if not data:
             raise OSError("a cached file is shorter than its record says")
         parts.append(data)
-        position, count = position + len(data), count - len(data)
+        count -= len(data)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -151,16 +152,16 @@ class PartFile:
         assert set(self.artifacts) == set(names), "a layout draws from the manifest's artifacts"
         self.done: set[str] = set()
         self._marks: dict[str, int] = {}
-        self._descriptor = -1
+        self._file: FileIO | None = None
 
     def open(self) -> None:
         """Go on where an earlier attempt ended, or begin. Errors: OSError."""
         self._read_journal()
         fresh = not self._journal.exists()
-        self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o600)
+        self._file = FileIO(self._part, "w+" if fresh else "r+")
         if fresh:
             self.write_at(0, self._layout.header)
-            os.ftruncate(self._descriptor, self._layout.size)
+            self._file.truncate(self._layout.size)
             self._journal.write_text(f"layout {self._digest}\n")
 
     def _read_journal(self) -> None:
@@ -190,16 +191,21 @@ class PartFile:
         """Takes the bytes of one missing artifact; first call `catch_up` until it says that nothing is left."""
         return ArtifactWriter(self, artifact, self._marks.get(artifact.name, 0))
 
+    @property
+    def _opened(self) -> FileIO:
+        assert self._file is not None, "open comes first"
+        return self._file
+
     def write_at(self, position: int, data: bytes | memoryview) -> None:
         """All of `data`, at `position` of the part. Errors: OSError."""
+        self._opened.seek(position)
         view = memoryview(data)
         while view:
-            count = os.pwrite(self._descriptor, view, position)
-            position, view = position + count, view[count:]
+            view = view[self._opened.write(view) :]
 
     def read_at(self, position: int, count: int) -> bytes:
         """`count` bytes of the part."""
-        return read_exactly(self._descriptor, position, count)
+        return read_exactly(self._opened, position, count)
 
     def mark(self, artifact: str, offset: int) -> None:
         """Note a position inside an artifact."""
@@ -207,7 +213,7 @@ class PartFile:
 
     def mark_done(self, artifact: str) -> None:
         """The artifact's digest matched: make its bytes last, then say so."""
-        os.fdatasync(self._descriptor)
+        os.fsync(self._opened.fileno())
         self._note(f"done {artifact}\n")
         self.done.add(artifact)
 
@@ -218,8 +224,8 @@ class PartFile:
     def finish(self) -> None:
         """Every artifact is done: give the file its name, and write its record."""
         assert not self.missing(), "a file gets its name when it is whole"
-        os.fsync(self._descriptor)
-        stat = os.fstat(self._descriptor)
+        os.fsync(self._opened.fileno())
+        stat = os.fstat(self._opened.fileno())
         self.close()
         self._part.replace(self.path)
         sync_directory(self.path.parent)
@@ -229,9 +235,9 @@ class PartFile:
 
     def close(self) -> None:
         """Keep what is there for the next attempt."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 class ArtifactWriter:

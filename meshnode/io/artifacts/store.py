@@ -1,15 +1,14 @@
-"""The node's cache of model slices: `<root>/<manifest digest>/`.
+"""Have a slice: from what the cache holds, then from who has the model.
 
-    manifest.msgpack, metadata.gguf, embedding.gguf, slice-<first>-<last>.gguf      with their records (see part)
+    <root>/<manifest digest>/  manifest.msgpack, metadata.gguf, embedding.gguf, slice-<first>-<last>.gguf
 
-Invariant: file names are made here from numbers and a checked digest, never from what a peer says.
+Invariant: what `prepare` returns was verified artifact by artifact, and nobody changed it since.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,14 +20,13 @@ from typing import TypeVar
 import trio
 
 from meshnode.errors import ConfigError, Lost, MeshError, PeerError, Unavailable
+from meshnode.io.artifacts.holdings import EMBEDDING_FILE, MANIFEST_FILE, METADATA_FILE, Held, Holdings, Unreadable
 from meshnode.io.artifacts.part import (
     REHASH_BYTES,
     ArtifactWriter,
     PartFile,
-    Record,
     is_unchanged,
     layout_digest,
-    read_range,
     read_record,
     write_whole,
 )
@@ -37,10 +35,10 @@ from meshnode.wire.manifest import METADATA, Artifact, Manifest, ManifestDigest,
 
 _T = TypeVar("_T")
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_FILES = re.compile(r"(slice-\d{1,4}-\d{1,4}|embedding)\.gguf")
-_MANIFEST = "manifest.msgpack"
-_METADATA = "metadata.gguf"
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+METADATA_BYTES = 128 << 20
+"""Held in memory until it is verified; 262,144 tokens with merges take 20 MB."""
 
 SPARE_BYTES = 64_000_000
 """Left free on the disk: journals, records and the node's own state must stay writable."""
@@ -78,23 +76,14 @@ class _Tally:
             self.progress(self.done + further, self.total)
 
 
-class ArtifactStore:
+class ArtifactStore(Holdings):
     """Gives stages their files, and other nodes what the files hold. Safe for any number of tasks."""
 
     def __init__(self, root: Path, layouts: Layouts) -> None:
-        self._root = root
+        super().__init__(root)
         self._layouts = layouts
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
-
-    def directory(self, digest: str) -> Path:
-        """Where files of a model lie. Errors: PeerError for what is no digest."""
-        if not _DIGEST.fullmatch(digest):
-            raise PeerError("not the digest of a manifest")
-        return self._root / digest
-
-    def slice_path(self, digest: str, first: int, last: int) -> Path:
-        """The file of layers [first, last)."""
-        return self.directory(digest) / f"slice-{first}-{last}.gguf"
+        self._in_use: set[Path] = set()
 
     async def prepare(
         self, digest: str, first: int, last: int, sources: Sequence[Source], progress: Progress | None = None
@@ -124,15 +113,17 @@ class ArtifactStore:
         manifest, data = await _first_that_can(sources, ask)
         directory = self.directory(digest)
         await trio.to_thread.run_sync(partial(directory.mkdir, parents=True, exist_ok=True))
-        await trio.to_thread.run_sync(write_whole, directory / _MANIFEST, data)
+        await trio.to_thread.run_sync(write_whole, directory / MANIFEST_FILE, data)
         return manifest
 
     async def metadata(self, digest: str, sources: Sequence[Source]) -> Path:
         """A GGUF of all key-values and no tensors: what a tokenizer loads. Errors as of `prepare`."""
         manifest = await self.manifest(digest, sources)
-        path = self.directory(digest) / _METADATA
+        path = self.directory(digest) / METADATA_FILE
         wanted = manifest.artifact(METADATA)
         assert wanted is not None, "a checked manifest has metadata"
+        if wanted.size > METADATA_BYTES:
+            raise PeerError(f"the manifest names {wanted.size} bytes of metadata")
         if await trio.to_thread.run_sync(_has_digest, path, wanted):
             return path
 
@@ -157,7 +148,7 @@ class ArtifactStore:
         manifest = await self.manifest(digest, tally.sources)
         metadata = await self.metadata(digest, tally.sources)
         path = self.slice_path(digest, first, last)
-        embedding = self.directory(digest) / "embedding.gguf" if first == 0 and last < manifest.layers else None
+        embedding = self.directory(digest) / EMBEDDING_FILE if first == 0 and last < manifest.layers else None
         files = [(path, partial(self._layouts.slice, metadata, manifest, first, last))]
         if embedding is not None:
             files.append((embedding, partial(self._layouts.embedding, metadata, manifest)))
@@ -170,13 +161,17 @@ class ArtifactStore:
             missing = sum(item.size for part in parts for item in part.missing())
             tally.total = sum(item.size for part in parts for item in part.artifacts.values())
             tally.done = tally.total - missing
-            self._check_space(missing)
+            self._in_use.update(file for file, _ in files)
+            await trio.to_thread.run_sync(self._check_space, missing)
             tally.show()
             for part in parts:
                 await self._assemble(part, tally)
         finally:
             for part in parts:
                 part.close()
+        for file, _ in files:
+            await trio.to_thread.run_sync(self.touch, file)
+        await trio.to_thread.run_sync(self.drop_superseded, digest, frozenset({path}))
         return PreparedSlice(path, embedding, metadata, manifest, tally.fetched, tally.copied)
 
     async def _assemble(self, part: PartFile, tally: _Tally) -> None:
@@ -191,7 +186,7 @@ class ArtifactStore:
 
     async def _fill(self, writer: ArtifactWriter, artifact: Artifact, tally: _Tally) -> None:
         """Get one artifact: from this node's own files if any has it right, else from the sources in order."""
-        for file in await trio.to_thread.run_sync(self._files_with, tally.digest, artifact.name):
+        for file in await trio.to_thread.run_sync(self.files_with, tally.digest, artifact.name):
             if await self._copied(writer, artifact, file, tally):
                 return
 
@@ -220,7 +215,7 @@ class ArtifactStore:
             else:
                 tally.copied += writer.offset - begun
 
-    async def _copied(self, writer: ArtifactWriter, artifact: Artifact, file: _Held, tally: _Tally) -> bool:
+    async def _copied(self, writer: ArtifactWriter, artifact: Artifact, file: Held, tally: _Tally) -> bool:
         """Copy an artifact out of another file of the cache; False when that file does not have it right any more."""
         begun = writer.offset
         try:
@@ -229,7 +224,7 @@ class ArtifactStore:
                 data = await trio.to_thread.run_sync(file.read, artifact.name, at, count)
                 await trio.to_thread.run_sync(writer.write, data)
                 tally.show(writer.offset)
-        except _Unreadable:
+        except Unreadable:
             pass
         held = writer.offset
         if not await trio.to_thread.run_sync(writer.verify):
@@ -238,75 +233,16 @@ class ArtifactStore:
         return True
 
     def _check_space(self, missing: int) -> None:
-        free = shutil.disk_usage(self._root).free
-        if missing and free < missing + SPARE_BYTES:
-            raise _disk_full(missing + SPARE_BYTES - free)
+        """Room for what is missing, at the cost of what this process has not used. Errors: ConfigError."""
 
-    # --- what the cache holds: read by the inventory and by those who ask for artifacts; all of it reads the disk
+        def free() -> int:
+            return shutil.disk_usage(self._root).free
 
-    def cached(self) -> dict[str, tuple[str, ...]]:
-        """Verified artifacts by manifest digest, for the inventory."""
-        if not self._root.is_dir():
-            return {}
-        digests = sorted(path.name for path in self._root.iterdir() if _DIGEST.fullmatch(path.name))
-        held = {digest: self._held(digest) for digest in digests}
-        return {
-            digest: tuple(sorted({name for file in files for name in file.record.artifacts()}))
-            for digest, files in held.items()
-            if files
-        }
-
-    def manifest_bytes(self, digest: str) -> bytes | None:
-        """Canonical bytes of a cached manifest; None where there is none, or a damaged one."""
-        try:
-            data = (self.directory(digest) / _MANIFEST).read_bytes()
-        except OSError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == digest else None
-
-    def find(self, digest: str, artifact: str) -> tuple[int, Callable[[int, int], bytes]] | None:
-        """(size, read(offset, length)) of an artifact in an unchanged file; None where there is none."""
-        if artifact == METADATA:
-            path = self.directory(digest) / _METADATA
-            return (path.stat().st_size, partial(_read_file, path)) if path.is_file() else None
-        for file in self._held(digest):
-            size = sum(piece.length for piece in file.record.pieces if piece.artifact == artifact)
-            if size:
-                return size, partial(file.read, artifact)
-        return None
-
-    def _files_with(self, digest: str, artifact: str) -> list[_Held]:
-        return [file for file in self._held(digest, changed=True) if artifact in file.record.artifacts()]
-
-    def _held(self, digest: str, *, changed: bool = False) -> list[_Held]:
-        """Finished files of a model; with `changed` also those that somebody touched, whose bytes need checking."""
-        directory = self.directory(digest)
-        if not directory.is_dir():
-            return []
-        files = []
-        for path in sorted(directory.iterdir()):
-            record = read_record(path) if _FILES.fullmatch(path.name) else None
-            if record is not None and (changed or is_unchanged(path, record)):
-                files.append(_Held(path, record))
-        return files
-
-
-class _Unreadable(OSError):
-    """A file of the cache cannot give what its record says."""
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A finished file of the cache."""
-
-    path: Path
-    record: Record
-
-    def read(self, artifact: str, offset: int, length: int) -> bytes:
-        try:
-            return read_range(self.path, self.record.pieces, artifact, offset, length)
-        except OSError as error:
-            raise _Unreadable from error
+        wanted = missing + SPARE_BYTES
+        if missing and free() < wanted:
+            self.make_room(wanted, frozenset(self._in_use), free)
+            if (found := free()) < wanted:
+                raise _disk_full(wanted - found)
 
 
 def _open_part(path: Path, lay_out: Callable[[], LayoutShape], manifest: Manifest) -> PartFile | None:
@@ -325,12 +261,6 @@ def _has_digest(path: Path, wanted: Artifact) -> bool:
         return path.stat().st_size == wanted.size and hashlib.sha256(path.read_bytes()).digest() == wanted.sha256
     except OSError:
         return False
-
-
-def _read_file(path: Path, offset: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
 
 
 async def _first_that_can(sources: Sequence[Source], ask: Callable[[Source], Awaitable[_T]]) -> _T:
@@ -356,7 +286,7 @@ def _disk_full(missing: int) -> ConfigError:
 
 
 def _disk_error(error: OSError, missing: int) -> ConfigError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return _disk_full(missing)
     return ConfigError(
         f"the artifact cache cannot be used: {error.strerror or error}", "Check the data directory and its disk."
