@@ -79,9 +79,6 @@ MICROBATCH_ROWS: Final = 512
 ACTIVATION_WIDTH: Final = 32_768
 """Values in a row; the widest models known use 18,432 (deepstack rows are refused)."""
 
-ACTIVATION_FRAME: Final = MICROBATCH_ROWS * ACTIVATION_WIDTH * 4 + 1 * MIB
-"""The largest f32 microbatch and its header and lane operations; the run's own width bounds it further."""
-
 LANES: Final = 64
 """Sequences of one pipeline at once; LLAMA_MAX_SEQ is 256, the bookkeeping per frame is not."""
 
@@ -97,7 +94,7 @@ STAGE_HANDSHAKES: Final = 2
 # --- artifacts ------------------------------------------------------------------------------------------
 
 BULK_READ: Final = 256 * KIB
-"""Raw bytes moved per read of an artifact stream: 16 TLS records; larger pieces gained nothing."""
+"""The most that one read of raw bytes returns; TLS hands them over in records of 16 KiB anyway."""
 
 MANIFEST_BYTES: Final = 16 * MIB
 """A model of 10,000 tensors needs 2 MiB; the key-values travel as an artifact of their own."""
@@ -106,12 +103,6 @@ MANIFEST_BYTES: Final = 16 * MIB
 
 ANNOUNCEMENT: Final = 2 * KIB
 """Signed bytes of one announcement (NETWORK)."""
-
-ROSTER_NODES: Final = 256
-"""Members of one mesh; the announcements of all then take 512 KiB."""
-
-NAME_CHARACTERS: Final = 64
-"""A node's or model's name as people see it."""
 
 ADDRESSES: Final = 8
 """Addresses in one announcement."""

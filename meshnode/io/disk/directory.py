@@ -66,8 +66,6 @@ class Membership:
     credentials: Credentials
     issuer: Authority | None
     """Set where this node may admit others."""
-    root_key_here: bool
-    """`doctor` warns about it on a serving node."""
 
 
 class DataDirectory:
@@ -192,7 +190,7 @@ class DataDirectory:
             peer_identity(certificates[0])
         except PeerError:
             raise self._files.damaged("mesh.pem") from None
-        return Membership(credentials, self._issuer(credentials.root), (self.path / "root.key").exists())
+        return Membership(credentials, self._issuer(credentials.root))
 
     def _issuer(self, root: x509.Certificate) -> Authority | None:
         key = self._files.parsed("issuer.key", private_key_of)

@@ -48,7 +48,6 @@ def test_a_made_mesh_is_found_again(tmp_path: Path) -> None:
     assert found.credentials.node_id == made.credentials.node_id
     assert found.credentials.mesh_id == made.credentials.mesh_id
     assert found.issuer is not None
-    assert found.root_key_here
     again.close()
 
 
@@ -59,7 +58,6 @@ def test_a_joined_mesh_is_found_again_without_the_right_to_admit(data: DataDirec
     assert found is not None
     assert found.credentials.role is Role.MEMBER
     assert found.issuer is None
-    assert not found.root_key_here
 
 
 def test_one_directory_belongs_to_one_mesh(data: DataDirectory) -> None:
