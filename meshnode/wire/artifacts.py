@@ -17,8 +17,8 @@ from typing import Annotated, Final
 import msgspec
 
 from meshnode.errors import PeerError
-from meshnode.wire.limits import MANIFEST_BYTES, MIB
-from meshnode.wire.manifest import ARTIFACT_BYTES_MAX
+from meshnode.wire.limits import MIB
+from meshnode.wire.manifest import ARTIFACT_BYTES_MAX, MANIFEST_BYTES_MAX
 
 CHUNK_BYTES: Final = 1 * MIB
 """Raw bytes behind one Chunk: 64 TLS records; a refusal or a cancelled transfer waits no longer than this takes."""
@@ -104,7 +104,7 @@ def decode_reply(frame: bytes) -> Reply:
 
 __all__ = [
     "CHUNK_BYTES",
-    "MANIFEST_BYTES",
+    "MANIFEST_BYTES_MAX",
     "REASONS",
     "Chunk",
     "GetArtifact",

@@ -14,7 +14,7 @@ from meshnode.io.artifacts.library import Library
 from meshnode.io.artifacts.shapes import ByteStream, Sink
 from meshnode.wire.artifacts import (
     CHUNK_BYTES,
-    MANIFEST_BYTES,
+    MANIFEST_BYTES_MAX,
     Chunk,
     GetArtifact,
     GetManifest,
@@ -51,7 +51,7 @@ class BulkClient:
             parts.append(data)
 
         size = await self._ask(GetManifest(digest))
-        if size > MANIFEST_BYTES:
+        if size > MANIFEST_BYTES_MAX:
             raise PeerError(f"node {self.label} offers a manifest of {size} bytes")
         await self._receive(size, keep)
         return b"".join(parts)
