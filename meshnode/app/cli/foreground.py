@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from meshnode.app.cli.failure import INTERRUPTED
+from meshnode.app.cli.logs import configure
 from meshnode.app.cli.view import View
 from meshnode.app.config import Settings
 
@@ -27,11 +28,7 @@ RunNode = Callable[[Settings, trio.Event], Awaitable[None]]
 def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | None = None) -> int:
     """Run a node until it ends or is interrupted; returns the exit code."""
     view = View(settings)
-    logging.basicConfig(
-        level=logging.DEBUG if os.environ.get("MESHNODE_DEBUG") else logging.WARNING,
-        handlers=[view.log_handler()],
-        format="%(message)s",
-    )
+    configure(view.log_handler())
     if settings.insecure:
         logging.getLogger("meshnode").warning(
             "--insecure: whoever reaches %s:%d may use the endpoint, and prompts cross the network unencrypted",
