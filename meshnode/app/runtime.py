@@ -14,13 +14,13 @@ import trio
 
 from meshnode.core.coordination.run import Hops
 from meshnode.core.node import effects as do
-from meshnode.core.node.events import Event, Planned, TimePassed
+from meshnode.core.node.events import Event, HeadFailed, PlanFailed, Planned, StageReported, TimePassed
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.planning.planner import make_plan
 from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import AnyMessage, Claim, Prepare
+from meshnode.wire.messages import AnyMessage, Claim, Failed, Prepare
 
 log = logging.getLogger("meshnode.node")
 
@@ -28,6 +28,8 @@ EVENTS = 256
 """Events waiting: every producer waits for room, so a burst slows its source and nothing else."""
 LONGEST_SLEEP_S = 1.0
 """A machine that was suspended notices within this time."""
+
+BUG = "an internal error; this node's log says more"
 
 
 class Links(Protocol):
@@ -122,13 +124,14 @@ class Runtime:
                 log.exception("%s could not be done, and what follows is left out", type(effect).__name__)
                 return
 
-    @staticmethod
-    async def _guard(act: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """An effect is not worth the node: our own bug in one is logged, and the rest goes on."""
+    async def _guard(self, instead: Event | None, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """An effect is not worth the node: our own bug in one is logged, and the mediator hears `instead`."""
         try:
             await act(*arguments)
-        except Exception:  # the one broad except (STYLE): everything typed was handled below
+        except Exception:  # the one broad except (STYLE): what is typed was handled below
             log.exception("%s failed", getattr(act, "__qualname__", "an effect"))
+            if instead is not None:
+                await self.post(instead)
 
     async def _execute(self, effect: do.Effect, nursery: trio.Nursery) -> None:
         assert self._links is not None
@@ -138,22 +141,25 @@ class Runtime:
             case do.Send():
                 self._links.send(effect.peer, effect.message)
             case do.Dial():
-                nursery.start_soon(self._guard, self._links.dial, effect.node, effect.addresses)
+                nursery.start_soon(self._guard, None, self._links.dial, effect.node, effect.addresses)
             case do.CloseLink():
                 self._links.close(effect.peer, effect.reason)
             case do.Persist():
                 await trio.to_thread.run_sync(self._persist, effect.ledger)
             case do.MakePlan():
-                nursery.start_soon(self._guard, self._plan, effect)
+                failed = PlanFailed(effect.deployment, effect.serial, BUG)
+                nursery.start_soon(self._guard, failed, self._plan, effect)
             case do.PrepareStage():
-                nursery.start_soon(self._guard, self._stages.prepare, effect.order)
+                broken = StageReported(Failed(effect.order.fence, effect.order.stage, "internal", BUG))
+                nursery.start_soon(self._guard, broken, self._stages.prepare, effect.order)
             case do.ConnectStages():
-                nursery.start_soon(self._guard, self._stages.connect, effect.fence)
+                nursery.start_soon(self._guard, None, self._stages.connect, effect.fence)
             case do.StopStages():
                 self._stages.stop(effect.fence)
             case do.OpenHead():
                 self._heads.expect(effect.claim, effect.hops)
-                nursery.start_soon(self._guard, self._heads.open, effect.claim, effect.hops, effect.created)
+                lost = HeadFailed(effect.claim.fence, BUG)
+                nursery.start_soon(self._guard, lost, self._heads.open, effect.claim, effect.hops, effect.created)
             case do.CloseHead():
                 self._heads.close(effect.fence)
             case do.Trace():
@@ -162,7 +168,11 @@ class Runtime:
                 assert_never(effect)
 
     async def _plan(self, order: do.MakePlan) -> None:
-        outcome = await trio.to_thread.run_sync(make_plan, order.demand, order.footprint, order.inventory)
+        try:
+            outcome = await trio.to_thread.run_sync(make_plan, order.demand, order.footprint, order.inventory)
+        except MeshError as error:
+            await self.post(PlanFailed(order.deployment, order.serial, str(error)))
+            return
         await self.post(Planned(order.deployment, order.serial, outcome))
 
     @staticmethod

@@ -104,6 +104,12 @@ class Deployment:
         self.run = Run(claim, self.demand.author, hops_of(claim, draw), STARTUP_TIMEOUT_S)
         return self.run
 
+    def plan_failed(self, serial: int, message: str, now: float) -> None:
+        """No plan and no shortfall either: try again later, and show why."""
+        if self.phase is Phase.PLANNING and serial == self.serial:
+            self.phase, self.note, self.failures = Phase.WAITING, message, self.failures + 1
+            self.plan_at = now + RETRY_MAX_S
+
     def ended(self, end: Ended, now: float) -> None:
         """The run ended: when to plan the next, and whom to leave out of it."""
         self.run, self.phase = None, Phase.WAITING

@@ -71,6 +71,15 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class PlanFailed:
+    """A `MakePlan` effect could not be carried out: the options are impossible, or the planner has a bug."""
+
+    deployment: str
+    serial: int
+    message: str
+
+
+@dataclass(frozen=True)
 class StageReported:
     """A stage process of this node said something."""
 
@@ -117,6 +126,7 @@ Event = (
     | Demanded
     | Withdrawn
     | Planned
+    | PlanFailed
     | StageReported
     | HeadOpened
     | HeadFailed

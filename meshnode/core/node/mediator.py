@@ -132,7 +132,7 @@ class Mediator:
                 self.deployments[key] = Deployment(event.demand, event.footprint, event.created, now, term=term)
             case on.Withdrawn():
                 self._withdraw(event.deployment, "withdrawn", now)
-            case on.Planned():
+            case on.Planned() | on.PlanFailed():
                 self._planned(event, now)
             case on.StageReported():
                 self._stage_reported(event.report, now)
@@ -278,9 +278,12 @@ class Mediator:
         else:
             self._obey(deployment, deployment.run.end("stage_lost", event.message), now)
 
-    def _planned(self, event: on.Planned, now: float) -> None:
+    def _planned(self, event: on.Planned | on.PlanFailed, now: float) -> None:
         deployment = self.deployments.get(event.deployment)
         if deployment is None:
+            return
+        if isinstance(event, on.PlanFailed):
+            deployment.plan_failed(event.serial, event.message, now)
             return
         run = deployment.planned(event.serial, event.outcome, self.draw)
         if run is None:
