@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from meshnode.errors import ModelError
+from meshnode.errors import ModelError, StageError
 from meshnode.io.llama import native
 from meshnode.io.llama.gguf_file import open_model, tensor_bytes
 from meshnode.io.llama.slicing import TOKEN_EMBEDDING
@@ -34,6 +34,7 @@ class EmbeddingTable:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         table = np.frombuffer(self._map, np.uint8, tensor.size, tensor.offset)
         self._table = table.reshape(self.rows, self._row_bytes)
+        self._address = self._table.ctypes.data
         self._floats = self._table.view(np.float32) if tensor.type == _F32 else None
         self._to_float = None if tensor.type == _F32 else native.type_traits(tensor.type).contents.to_float
         if tensor.type != _F32 and not self._to_float:
@@ -42,17 +43,18 @@ class EmbeddingTable:
     def look_up(self, tokens: NDArray[np.int32], into: NDArray[np.float32]) -> None:
         """Write the embedding of token i to `into[i]`, (n, width).
 
-        Errors: ModelError for a token outside the vocabulary.
+        Errors: StageError with reason bad_rows for a token outside the vocabulary.
         """
-        if tokens.size and (int(tokens.min()) < 0 or int(tokens.max()) >= self.rows):
-            raise ModelError(f"a token id outside the vocabulary of {self.rows}")
+        wanted = tokens.tolist()
+        if min(wanted, default=0) < 0 or max(wanted, default=0) >= self.rows:
+            raise StageError("bad_rows", f"a token id outside the vocabulary of {self.rows}")
         if self._floats is not None:
-            into[: tokens.size] = self._floats[tokens]
+            into[: len(wanted)] = self._floats[tokens]
             return
         assert self._to_float is not None
-        source, target = self._table.ctypes.data, into.ctypes.data
-        for index, token in enumerate(tokens.tolist()):
-            self._to_float(source + token * self._row_bytes, target + index * into.strides[0], self.width)
+        target, step, source, size = into.ctypes.data, into.strides[0], self._address, self._row_bytes
+        for index, token in enumerate(wanted):
+            self._to_float(source + token * size, target + index * step, self.width)
 
     def close(self) -> None:
         """Unmap the table."""

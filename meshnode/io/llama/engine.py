@@ -6,7 +6,6 @@ Invariant: a decode answers with exactly as many rows as asked, all finite, or i
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import math
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from meshnode.errors import StageError
 from meshnode.io.llama import native
+from meshnode.io.llama.batch import Batch, LogitsView
 from meshnode.io.llama.embedding import EmbeddingTable
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.llama.native import api
@@ -30,8 +30,6 @@ KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GG
 LANES_MAX = 256
 # Most rows of logits of one decode where the lanes are fewer (a prompt's last rows, several drafts of a lane).
 LOGIT_ROWS_MIN = 32
-# IMRoPE and M-RoPE rows have four positions (llama_hparams::n_pos_per_embd).
-_POSITIONS_MROPE = 4
 _MROPE_TYPES = (api.LLAMA_ROPE_TYPE_MROPE, getattr(api, "LLAMA_ROPE_TYPE_IMROPE", 40))
 
 
@@ -62,43 +60,18 @@ class Rows:
     activations: NDArray[np.float32] | None = None
 
 
-class _Batch:
-    """The arrays behind a `llama_batch`, allocated once."""
-
-    def __init__(self, chunk: int, positions: int) -> None:
-        self.positions = np.zeros(chunk * positions, np.int32)
-        self.lanes = np.zeros(chunk, np.int32)
-        self.outputs = np.zeros(chunk, np.int8)
-        self.tokens = np.zeros(chunk, np.int32)
-        counts = np.ones(chunk, np.int32)
-        pointers = self.lanes.ctypes.data + 4 * np.arange(chunk, dtype=np.uint64)
-        self._kept = (counts, pointers)
-        raw = api.llama_batch()
-        raw.pos = ctypes.cast(self.positions.ctypes.data, type(raw.pos))
-        raw.n_seq_id = ctypes.cast(counts.ctypes.data, type(raw.n_seq_id))
-        raw.seq_id = ctypes.cast(pointers.ctypes.data, type(raw.seq_id))
-        raw.logits = ctypes.cast(self.outputs.ctypes.data, type(raw.logits))
-        self.raw = raw
-
-    def feed_tokens(self) -> None:
-        self.raw.token = ctypes.cast(self.tokens.ctypes.data, type(self.raw.token))
-        self.raw.embd = None
-
-    def feed_rows(self, rows: NDArray[np.float32]) -> None:
-        self.raw.token = None
-        self.raw.embd = ctypes.cast(rows.ctypes.data, type(self.raw.embd))
-
-
 class SliceEngine:
     """A loaded slice.
 
-    `width` values a row, `vocabulary` tokens (0 but on the last stage), `trim_any` whether a lane can be cut anywhere.
+    `width` values a row, `vocabulary` tokens (0 but on the last stage), `trim_any` whether a lane can be cut anywhere,
+    `one_lane` whether a microbatch holds rows of one lane only (recurrent graphs reorder the rows of several).
     """
 
     def __init__(self, options: EngineOptions, first: bool, last: bool) -> None:
         self.options, self.first, self.last = options, first, last
         self.width = self.vocabulary = 0
         self.trim_any = True
+        self.one_lane = False
         self._model: Any = None
         self._context: Any = None
         self._memory: Any = None
@@ -149,8 +122,10 @@ class SliceEngine:
             self._load_model(path, progress)
             self.width = api.llama_model_n_embd(self._model)
             self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)) if self.last else 0
-            self.trim_any = not (api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
+            self.one_lane = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+            self.trim_any = not self.one_lane
             self._rows = np.zeros((self.options.chunk, self.width), np.float32)
+            self._rows_address = self._rows.ctypes.data
             if (out or into) and not (self.first and self.last):
                 self._tap = Tap(str(out).encode(), str(into).encode(), self._rows)
             self._make_context()
@@ -201,11 +176,9 @@ class SliceEngine:
             raise StageError("load_failed", f"llama.cpp gave fewer lanes than {options.lanes}")
         mrope = api.llama_model_rope_type(self._model) in _MROPE_TYPES
         self._overwriting = self._tap is not None and bool(self._tap.into)
-        by_tokens = (self.first and self.last) or self._overwriting
-        self._positions = _POSITIONS_MROPE if mrope and not by_tokens else 1
-        self._batch = _Batch(options.chunk, self._positions)
-        if by_tokens:
-            self._batch.feed_tokens()
+        self._by_tokens = (self.first and self.last) or self._overwriting
+        self._batch = Batch(options.chunk, mrope and not self._by_tokens, every_row_out=not self.last)
+        self._logits = LogitsView(self._outputs_max, self.vocabulary)
 
     def _probe(self) -> None:
         one = np.zeros(1, np.int32)
@@ -220,55 +193,47 @@ class SliceEngine:
         The array is a view that the next decode overwrites. Errors: StageError with reason bad_rows, no_kv_room,
         aborted, fatal, tap_missed or non_finite; after aborted or fatal ask `next_position` and trim.
         """
-        count = int(rows.positions.size)
-        wanted = int(np.count_nonzero(rows.logits))
-        self._check(rows, count, wanted)
-        batch = self._batch
-        batch.raw.n_tokens = count
-        batch.positions[:count] = rows.positions
-        if self._positions > 1:
-            batch.positions[count : 3 * count] = np.tile(rows.positions, 2)
-            batch.positions[3 * count : 4 * count] = 0
-        batch.lanes[:count] = rows.lanes
-        batch.outputs[:count] = rows.logits if self.last else 1
-        self._feed(rows, count)
-        self._run((count, len(set(rows.lanes.tolist()))), count)
+        count = rows.positions.size
+        lanes = rows.lanes.tolist()
+        wanted = int(np.count_nonzero(rows.logits)) if self.last else 0
+        self._check(rows, count, lanes, wanted)
+        self._batch.fill(count, rows.positions, rows.lanes, rows.logits)
+        self._run(count, len(set(lanes)), self._feed(rows, count))
         if not self.last:
             return self._finite(self._rows[:count])
         if not wanted:
             return np.empty((0, self.vocabulary), np.float32)
-        pointer = api.llama_get_logits(self._context)
-        logits = np.ctypeslib.as_array(pointer, (wanted, self.vocabulary))
-        return self._finite(logits)
+        return self._finite(self._logits.rows(self._context, wanted))
 
-    def _check(self, rows: Rows, count: int, wanted: int) -> None:
+    def _check(self, rows: Rows, count: int, lanes: list[int], wanted: int) -> None:
         source = rows.tokens if self.first else rows.activations
-        fits = 0 < count <= self.options.chunk and rows.lanes.size == rows.logits.size == count
+        fits = 0 < count <= self.options.chunk and len(lanes) == rows.logits.size == count
         if not fits or source is None or len(source) != count or (self.last and wanted > self._outputs_max):
             raise StageError("bad_rows", f"a microbatch of {count} rows does not fit this stage")
         if not self.first and source.shape != (count, self.width):
             raise StageError("bad_rows", f"activations of shape {source.shape}, expected {(count, self.width)}")
-        if int(rows.lanes.min()) < 0 or int(rows.lanes.max()) >= self.options.lanes:
-            raise StageError("bad_rows", "a lane outside the range of this stage")
-        if self.first and (int(source.min()) < 0 or (self.last and int(source.max()) >= self.vocabulary)):
-            raise StageError("bad_rows", "a token outside the vocabulary")
+        if min(lanes) < 0 or max(lanes) >= self.options.lanes or (self.one_lane and min(lanes) != max(lanes)):
+            raise StageError("bad_rows", "a lane outside the range of this stage, or several where one is possible")
 
-    def _feed(self, rows: Rows, count: int) -> None:
-        if rows.tokens is not None and self.first:
-            if self._table is None:
-                self._batch.tokens[:count] = rows.tokens
-                return
+    def _feed(self, rows: Rows, count: int) -> int:
+        """Put the input of `count` rows where llama.cpp finds it; the address of its rows, 0 for tokens."""
+        if self._table is not None and rows.tokens is not None:
             self._table.look_up(rows.tokens, self._rows)
-            self._incoming = self._rows
-        elif rows.activations is not None:
-            self._incoming = np.ascontiguousarray(rows.activations, np.float32)
-        if not self._overwriting:
-            self._batch.feed_rows(self._incoming)
+            return self._rows_address
+        if rows.activations is not None and not self.first:
+            self._incoming = np.ascontiguousarray(rows.activations, np.float32)  # kept while the decode reads it
+            return int(self._incoming.ctypes.data)
+        assert rows.tokens is not None
+        tokens = rows.tokens.tolist()
+        if min(tokens) < 0 or max(tokens) >= self.vocabulary:
+            raise StageError("bad_rows", "a token outside the vocabulary")
+        self._batch.tokens[:count] = tokens
+        return 0
 
-    def _run(self, shape: tuple[int, ...], count: int) -> None:
+    def _run(self, count: int, lanes: int, source: int) -> None:
         if self._tap is not None:
-            self._tap.begin(shape, count, self._incoming)
-        result = api.llama_decode(self._context, self._batch.raw)
+            self._tap.begin((count, lanes), count, source)
+        result = self._batch.decode(self._context, 0 if self._by_tokens else source)
         whole = self._tap is None or self._tap.end()
         if result == 1:
             raise StageError("no_kv_room", "no room in the KV cache for these rows")

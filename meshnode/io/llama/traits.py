@@ -199,9 +199,18 @@ def _may_begin(traits: ModelTraits, read: Keys, cut: int) -> bool:
     for period, offset in traits.row.steps:
         if any(((i + offset) % period == 0) != ((i - cut + offset) % period == 0) for i in rest):
             return False
+    if traits.moe_step > 1 and not _mixes_alike(traits, rest):
+        return False
     types = read.per_layer("attention.indexer.types", traits.layers) if traits.row.indexed else None
     # Without an indexer of its own, a layer of full attention looks where an earlier layer's indexer told it.
     return types is None or bool(types[cut]) or (bool(traits.windowed) and traits.windowed[cut])
+
+
+def _mixes_alike(traits: ModelTraits, rest: range) -> bool:
+    """Whether the same layers of `rest` are mixtures of experts when counted from its start."""
+    step, lead, cut = traits.moe_step, traits.dense_lead, rest.start
+    mixtures = [index >= lead and (index + 1) % step == 0 for index in rest]
+    return all(mixtures) or mixtures == [i >= lead and (i - cut + 1) % step == 0 for i in rest]
 
 
 def all_kinds_wanted(traits: ModelTraits) -> bool:
