@@ -25,7 +25,7 @@ from meshnode.errors import StageLost
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.llama.manifest import build_manifest, open_artifacts
 from meshnode.io.llama.slicing import layout_embedding, layout_slice, write_slice
-from meshnode.io.stage.headstream import secure
+from meshnode.io.stage.headstream import HeadStream, secure
 from meshnode.io.stage.pipeline import HeadPipeline
 from meshnode.io.stage.process import StageProcess
 from meshnode.io.transport.tls import check_stage_peer, stage_context
@@ -229,7 +229,7 @@ async def _connect(
     chain = mesh.chain_for(key.public_key(), mesh.head_name)
     hops = [_loopback() for _ in range(len(stages) + 1)]
 
-    async def own_end(connection: socket.socket, peer: int, *, server: bool) -> trio.SSLStream[trio.SocketStream]:
+    async def own_end(connection: socket.socket, peer: int, *, server: bool) -> HeadStream:
         context = stage_context(server, chain, key, mesh.root_pem)
         return await secure(
             connection, context, lambda der: check_stage_peer(der, mesh.stage_name(peer)), server=server

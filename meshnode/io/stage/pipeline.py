@@ -36,7 +36,7 @@ _READ_BYTES: Final = 64 * 1024
 
 
 class ByteStream(Protocol):
-    """A connected, authenticated stream (`trio.SSLStream` fits)."""
+    """A connected, authenticated stream (`headstream.HeadStream`; any TLS stream of trio fits)."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send everything."""
