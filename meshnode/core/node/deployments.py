@@ -116,7 +116,7 @@ class Deployment:
         self.note = end.message
         self.term = max(self.term, end.promised)
         self.failures = 0 if end.served else self.failures + 1
-        if end.node is not None and end.reason not in ("participant_lost", "old_term", "stage_lost"):
+        if end.node is not None and not end.served and end.reason not in ("participant_lost", "old_term", "stage_lost"):
             times = self.excluded[end.node].times + 1 if end.node in self.excluded else 1
             until = now + min(EXCLUDE_S * 2 ** (times - 1), EXCLUDE_MAX_S)
             self.excluded[end.node] = Exclusion(until, end.reason, times)

@@ -179,17 +179,7 @@ class Transport:
 
         `host` None is every interface. `ConfigError` when the port cannot be had.
         """
-        try:
-            listeners = await trio.open_tcp_listeners(port, host=host, backlog=limits.LISTEN_BACKLOG)
-        except OSError as problem:
-            raise ConfigError(
-                f"cannot listen on port {port}: {problem.strerror or problem}",
-                "Is another node running? Choose another port with --port.",
-            ) from None
-        if port == 0:  # each family would get a port of its own
-            for extra in listeners[1:]:
-                await extra.aclose()
-            listeners = listeners[:1]
+        listeners = await _listen(host, port)
         port = listeners[0].socket.getsockname()[1]
 
         async def accept(raw: trio.SocketStream) -> None:
@@ -266,6 +256,27 @@ class Transport:
             await handler(framed)
         finally:
             await framed.aclose()
+
+
+async def _listen(host: str | None, port: int) -> list[trio.SocketListener]:
+    """One listener per address family, all on one port, also when that is any free one (0)."""
+    for last_try in (False, False, False, False, True):
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=limits.LISTEN_BACKLOG)
+            if port or len(listeners) == 1:
+                return listeners
+            # Each family got a port of its own: take the first's for all, unless another process is quicker.
+            free = listeners[0].socket.getsockname()[1]
+            for listener in listeners:
+                await listener.aclose()
+            return await trio.open_tcp_listeners(free, host=host, backlog=limits.LISTEN_BACKLOG)
+        except OSError as problem:
+            if port or last_try:
+                raise ConfigError(
+                    f"cannot listen on port {port}: {problem.strerror or problem}",
+                    "Is another node running? Choose another port with --port.",
+                ) from None
+    raise AssertionError("the last try returns or raises")
 
 
 async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:

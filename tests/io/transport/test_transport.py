@@ -21,7 +21,7 @@ from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import mesh_id_of
 from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream
 from meshnode.io.transport.tls import join_client_context, member_context
-from meshnode.io.transport.transport import Handlers, Transport
+from meshnode.io.transport.transport import Handlers, Transport, _listen
 from meshnode.wire import limits
 from meshnode.wire.framing import encode_frame
 from meshnode.wire.preface import (
@@ -388,3 +388,11 @@ async def test_a_port_that_is_taken_is_told(mesh: TestMesh, start: Start) -> Non
     with pytest.raises(ConfigError, match=f"port {node.port}") as caught:
         await Transport(mesh.node()).serve("127.0.0.1", node.port, Handlers(echo))
     assert "--port" in caught.value.hint
+
+
+async def test_any_free_port_is_the_same_one_for_every_address_family() -> None:
+    listeners = await _listen(None, 0)
+    ports = {listener.socket.getsockname()[1] for listener in listeners}
+    for listener in listeners:
+        await listener.aclose()
+    assert len(ports) == 1
