@@ -115,7 +115,7 @@ class Computing:
         except PeerError as error:
             kind, message = "bad_frame", str(error)
         finally:
-            self._hops = None
+            self._loaded = self._hops = None
             hops.reader.close()
             hops.sender.close()
         log.info("%s: %s", kind, message)
@@ -139,7 +139,11 @@ class Computing:
                 buffers = loaded.step.answer(frame)
             finally:
                 self._step_began, self._steps = None, self._steps + 1
-            hops.sender.send(header.microbatch, buffers)
+            try:
+                hops.sender.send(header.microbatch, buffers)
+            except LinkLost:
+                hops.broken = DOWNSTREAM
+                raise
             gate.passed()
             meter.bytes_in += header.body_bytes
             meter.bytes_out += sum(len(part) for part in buffers)

@@ -11,6 +11,7 @@ Invariant: whatever goes wrong with a connection is LinkLost, whatever a peer do
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -113,7 +114,10 @@ class FrameReader:
     def expire(self, silence_s: float) -> None:
         """From another thread: take a neighbour that has said nothing for `silence_s` for lost."""
         since = self._waits_since
-        if since is not None and monotonic() - since > silence_s:
+        if since is None or monotonic() - since <= silence_s:
+            return
+        # What has arrived was said in time: this process slept (a stopped virtual machine), not the neighbour.
+        if not select.select([self._stream], [], [], 0)[0]:
             self._ended = "the neighbour has gone silent"
             self.interrupt()
 

@@ -210,6 +210,17 @@ async def test_a_silent_upstream_and_a_vanished_downstream_are_told_to_the_node(
         assert (await stage.ping()).state == "loaded"
 
 
+async def test_a_downstream_that_vanished_is_the_side_that_is_named_also_when_an_answer_finds_out(mesh):
+    events = Events()
+    async with serving(mesh, events) as (_, head, back):
+        await trio.aclose_forcefully(back.tls)
+        # The first answer may still go into the void, the second cannot.
+        with contextlib.suppress(trio.BrokenResourceError):
+            for number in range(1, 50):
+                await head.send(prompt(mesh.fence, number, [4]))
+        assert (await events.next()).side == DOWNSTREAM
+
+
 async def test_heartbeats_keep_an_idle_stage_and_come_from_it(mesh):
     async with serving(mesh) as (_, head, back):
         await head.send(Heartbeat(mesh.fence))

@@ -1,5 +1,6 @@
 """Blocking activation streams over real TLS: order, large frames, a slow reader, the end of either side."""
 
+import select
 import socket
 import threading
 
@@ -193,6 +194,19 @@ def test_a_wait_is_ended_from_outside_when_it_is_too_long_and_not_before(ends):
     reader.expire(-1.0)
     assert wait() == "the neighbour has gone silent"
     sender.close()
+
+
+def test_what_has_arrived_already_is_no_silence(ends):
+    client, server = ends
+    reader = FrameReader(server)
+    client.sendall(b"".join(encode(Heartbeat(FENCE))))
+    # As after a pause of this whole process: it seems to wait since long ago, and the bytes are there.
+    while not reader._stream.pending() and not select.select([server], [], [], PATIENCE_S)[0]:
+        pass
+    reader._waits_since = 0.0
+    reader.expire(1.0)
+    header, _ = reader.read(anything)
+    assert header.kind is Kind.HEARTBEAT
 
 
 def test_an_interrupted_reader_wakes(ends):
