@@ -17,7 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from meshnode.errors import PeerError
-from meshnode.io.artifacts.part import Record, is_unchanged, read_range, read_record, record_path
+from meshnode.io.artifacts.part import (
+    Record,
+    is_unchanged,
+    journal_path,
+    read_journal,
+    read_range,
+    read_record,
+    record_path,
+)
 from meshnode.wire.manifest import METADATA
 
 MANIFEST_FILE = "manifest.msgpack"
@@ -97,8 +105,15 @@ class Holdings:
         return None
 
     def files_with(self, digest: str, artifact: str) -> list[Held]:
-        """Finished files that should hold an artifact, also those that somebody touched: check what they give."""
-        return [file for file in self._held(digest, changed=True) if artifact in file.record.artifacts()]
+        """Files that should hold an artifact, also touched ones and parts of other plans: check what they give."""
+        finished = [file for file in self._held(digest, changed=True) if artifact in file.record.artifacts()]
+        parts = []
+        for path in _listing(self.directory(digest)):
+            if path.suffix == ".part" and artifact in read_journal(journal_path(_final(path))).done:
+                record = read_record(path)
+                if record is not None:
+                    parts.append(Held(path, record))
+        return finished + parts
 
     def touch(self, path: Path) -> None:
         """Note that a finished file is used now."""
@@ -160,7 +175,7 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
         record_path(path).unlink(missing_ok=True)
-        _final(path).with_name(_final(path).name + ".journal").unlink(missing_ok=True)
+        journal_path(_final(path)).unlink(missing_ok=True)
 
 
 def _read_file(path: Path, offset: int, length: int) -> bytes:

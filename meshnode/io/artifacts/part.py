@@ -2,7 +2,7 @@
 
     <name>.part      the bytes, at their final places
     <name>.journal   the layout's digest, then one line per step: `at ARTIFACT BYTES`, `done ARTIFACT`
-    <name>.record    of a finished file: layout, extents, size, time of change
+    <name>.record    of a finished file: layout, extents, size, time of change (of a part: `<name>.part.record`)
 
 Invariant: `done` is written after the artifact's digest matched and its bytes are on disk (fsync). `at` promises
 nothing: a resumed prefix is hashed again from the file, so a lie costs one fetch, never a wrong byte.
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
@@ -27,6 +28,9 @@ MARK_BYTES = 16 << 20
 
 REHASH_BYTES = 4 << 20
 """One read while hashing what a part already holds."""
+
+_DIGITS = 19
+"""Of a number in a journal: below 2^63."""
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
@@ -137,13 +141,43 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Journal:
+    """What an earlier attempt wrote down; empty for one that is torn at its first line or not there."""
+
+    layout: str = ""
+    done: frozenset[str] = frozenset()
+    marks: dict[str, int] = field(default_factory=dict)
+
+
+def journal_path(path: Path) -> Path:
+    """Where the journal of the file `path` (by its final name) lies."""
+    return path.with_name(path.name + ".journal")
+
+
+def read_journal(journal: Path) -> Journal:
+    """Any bytes give a journal: lines that make no sense are passed over, as is a torn last one."""
+    try:
+        title, *lines = journal.read_text(encoding="ascii").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError, ValueError):
+        return Journal()
+    done, marks = set(), {}
+    for line in lines:
+        match line.split(" "):
+            case ["done", name]:
+                done.add(name)
+            case ["at", name, count] if count.isdigit() and len(count) < _DIGITS:
+                marks[name] = int(count)
+    return Journal(title.removeprefix("layout "), frozenset(done), marks)
+
+
 class PartFile:
     """A file in the making. Used from one thread at a time; `close` keeps it for later, `finish` gives it its name."""
 
     def __init__(self, path: Path, layout: LayoutShape, manifest: Manifest) -> None:
         self.path = path
         self._part = path.with_name(path.name + ".part")
-        self._journal = path.with_name(path.name + ".journal")
+        self._journal = journal_path(path)
         self._layout = layout
         self.pieces = _pieces(layout.extents)
         self._digest = layout_digest(layout)
@@ -156,32 +190,33 @@ class PartFile:
 
     def open(self) -> None:
         """Go on where an earlier attempt ended, or begin. Errors: OSError."""
-        self._read_journal()
-        fresh = not self._journal.exists()
-        self._file = FileIO(self._part, "w+" if fresh else "r+")
-        if fresh:
-            self.write_at(0, self._layout.header)
-            self._file.truncate(self._layout.size)
-            self._journal.write_text(f"layout {self._digest}\n")
-
-    def _read_journal(self) -> None:
-        """Fill `done` and `marks`; a journal that is torn, foreign or without its part is removed."""
-        try:
-            lines = self._journal.read_text().split("\n")[:-1]  # what follows the last newline is a torn line
-            whole = self._part.stat().st_size == self._layout.size
-        except (OSError, UnicodeDecodeError):
-            lines, whole = [], False
-        if not whole or not lines or lines[0] != f"layout {self._digest}":
-            self._journal.unlink(missing_ok=True)
+        if self._resume():
+            self._file = FileIO(self._part, "r+")
             return
-        for line in lines[1:]:
-            step, _, rest = line.partition(" ")
-            name, _, count = rest.partition(" ")
-            if name in self.artifacts:
-                if step == "done":
-                    self.done.add(name)
-                elif step == "at" and count.isdigit():
-                    self._marks[name] = min(int(count), self.artifacts[name].size)
+        self._journal.unlink(missing_ok=True)
+        self._file = FileIO(self._part, "w+")
+        self.write_at(0, self._layout.header)
+        self._file.truncate(self._layout.size)
+        record = Record(self._digest, self._layout.size, 0, self.pieces)
+        write_whole(record_path(self._part), msgspec.msgpack.encode(record))
+        self._journal.write_text(f"layout {self._digest}\n")
+
+    def _resume(self) -> bool:
+        """Fill `done` and `marks` from a journal of this very layout; False where there is none to go on from."""
+        journal = read_journal(self._journal)
+        try:
+            whole = self._part.stat().st_size == self._layout.size
+        except OSError:
+            whole = False
+        if not whole or journal.layout != self._digest:
+            return False
+        self.done = set(journal.done & self.artifacts.keys())
+        self._marks = {
+            name: min(offset, self.artifacts[name].size)
+            for name, offset in journal.marks.items()
+            if name in self.artifacts
+        }
+        return True
 
     def missing(self) -> list[Artifact]:
         """Artifacts that are not there yet, in the manifest's order."""
@@ -228,6 +263,7 @@ class PartFile:
         stat = os.fstat(self._opened.fileno())
         self.close()
         self._part.replace(self.path)
+        record_path(self._part).unlink(missing_ok=True)
         sync_directory(self.path.parent)
         record = Record(self._digest, stat.st_size, stat.st_mtime_ns, self.pieces)
         write_whole(record_path(self.path), msgspec.msgpack.encode(record))

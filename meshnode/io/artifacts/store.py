@@ -252,7 +252,11 @@ def _open_part(path: Path, lay_out: Callable[[], LayoutShape], manifest: Manifes
     if record is not None and record.layout == layout_digest(layout) and is_unchanged(path, record):
         return None
     part = PartFile(path, layout, manifest)
-    part.open()
+    try:
+        part.open()
+    except OSError:
+        part.close()
+        raise
     return part
 
 

@@ -102,6 +102,16 @@ async def test_a_cut_transfer_goes_on_inside_the_artifact_where_it_was(model, st
     assert ready.path.read_bytes() == expected(model, layout)
 
 
+async def test_layers_of_a_slice_that_was_never_finished_serve_another_plan(model, store):
+    with pytest.raises(LinkLost):
+        await store.prepare(model.digest, 1, 4, [Peer(model, dies_after=12_000_000)])
+    ready = await store.prepare(model.digest, 2, 5, [Peer(model)])
+    layout = PlainLayouts().slice(ready.metadata, model.manifest, 2, 5)
+    assert ready.path.read_bytes() == expected(model, layout)
+    assert ready.fetched_bytes == len(model.data["layer.3"]) + len(model.data["layer.4"])
+    assert ready.copied_bytes == len(model.data["layer.2"]) + len(model.data["shared"])
+
+
 async def test_a_resumed_prefix_that_lies_is_found_and_fetched_again(model, store, monkeypatch):
     monkeypatch.setattr(part, "MARK_BYTES", 1_000_000)
     with pytest.raises(LinkLost):
