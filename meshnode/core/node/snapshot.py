@@ -129,7 +129,7 @@ def _of_claim(
                 name=mediator.name_of(stage.node),
                 first=stage.first,
                 last=stage.last,
-                state=states.get(stage.stage, "serving" if state == "serving" else "claimed"),
+                state="serving" if state == "serving" else states.get(stage.stage, "claimed"),
                 done=progress[stage.stage].done if stage.stage in progress else 0,
                 total=progress[stage.stage].total if stage.stage in progress else 0,
                 weight_bytes=stage.weight_bytes,
