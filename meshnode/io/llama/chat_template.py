@@ -7,6 +7,7 @@ template runs in the tokenizer process, whose memory is limited and which its pa
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -65,15 +66,27 @@ class ChatTemplate:
         Raises InvalidRequest where the template refuses the conversation or lacks something in it, StageError
         (`template`) where the template itself is at fault.
         """
+        messages = conversation.messages
+        try:
+            return self._attempt(messages, {"tools": None, "documents": None, **conversation.variables})
+        except InvalidRequest:
+            # Tool templates walk over `tools` unasked, and Gemma's knows no system role. Both have an obvious reading,
+            # which llama.cpp takes too; where it fails as well, the first error is the true one.
+            lists = {"tools": [], "documents": [], **conversation.variables}
+            for reading in (messages, _without_system(messages)):
+                with suppress(InvalidRequest):
+                    return self._attempt(reading, lists)
+            raise
+
+    def _attempt(self, messages: tuple[dict[str, Any], ...], variables: dict[str, Any]) -> str:
         fixed = {
-            "messages": list(conversation.messages),
+            "messages": list(messages),
             "add_generation_prompt": True,
             "bos_token": self._bos,
             "eos_token": self._eos,
         }
-        given = {"tools": None, "documents": None, **conversation.variables, **fixed}
         try:
-            return self._collect(self._compiled(), given)
+            return self._collect(self._compiled(), {**variables, **fixed})
         except _Refusal as error:
             raise InvalidRequest(f"the model's chat template refuses: {str(error)[:200]}", "messages") from None
         except jinja2.exceptions.SecurityError:
@@ -105,6 +118,15 @@ class ChatTemplate:
                 )
             parts.append(part)
         return "".join(parts)
+
+
+def _without_system(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """A leading system message as the beginning of the user's first one."""
+    match messages:
+        case ({"role": "system", "content": str(system)}, {"role": "user", "content": str(user), **more}, *rest):
+            return ({**more, "role": "user", "content": f"{system}\n\n{user}"}, *rest)
+        case _:
+            return messages
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -55,6 +55,18 @@ def test_a_refusal_of_the_template_is_the_clients_error() -> None:
     assert refused.value.param == "messages"
 
 
+def test_a_system_message_joins_the_first_question_where_the_template_has_no_such_role() -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    assert rendered(template) == "[user]Be brief.\n\nhi <|end|>"
+
+
+def test_a_template_that_walks_over_tools_unasked_finds_none() -> None:
+    assert rendered("{% for tool in tools %}{{ tool }}{% endfor %}{{ messages[1].content }}") == "hi <|end|>"
+
+
 @pytest.mark.parametrize(
     "template",
     ["{{ messages[9].content.x }}", "{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages | sum }}", "{{ missing.attribute }}"],
