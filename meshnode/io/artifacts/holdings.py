@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from meshnode.errors import PeerError
-from meshnode.io.artifacts.part import (
+from meshnode.io.artifacts.records import (
     Record,
     is_unchanged,
     journal_path,

@@ -21,15 +21,8 @@ import trio
 
 from meshnode.errors import ConfigError, Lost, MeshError, PeerError, Unavailable
 from meshnode.io.artifacts.holdings import EMBEDDING_FILE, MANIFEST_FILE, METADATA_FILE, Held, Holdings, Unreadable
-from meshnode.io.artifacts.part import (
-    REHASH_BYTES,
-    ArtifactWriter,
-    PartFile,
-    is_unchanged,
-    layout_digest,
-    read_record,
-    write_whole,
-)
+from meshnode.io.artifacts.part import REHASH_BYTES, ArtifactWriter, PartFile
+from meshnode.io.artifacts.records import is_unchanged, layout_digest, read_record, write_whole
 from meshnode.io.artifacts.shapes import Layouts, LayoutShape, Progress, Source
 from meshnode.wire.manifest import METADATA, Artifact, Manifest, ManifestDigest, decode_manifest
 

@@ -5,7 +5,7 @@ import pytest
 
 from meshnode.errors import ConfigError, PeerError
 from meshnode.io.artifacts import ArtifactStore, store
-from meshnode.io.artifacts.part import record_path
+from meshnode.io.artifacts.records import record_path
 from meshnode.wire.manifest import Artifact, Manifest
 from tests.io.artifacts.rig import Model, PlainLayouts
 from tests.io.artifacts.test_store import Peer

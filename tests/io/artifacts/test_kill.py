@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from meshnode.io.artifacts import ArtifactStore, part
+from meshnode.io.artifacts import ArtifactStore
+from meshnode.io.artifacts.records import read_record
 from tests.io.artifacts.rig import Model, PlainLayouts, expected
 from tests.io.artifacts.test_store import Peer, weights
 
@@ -35,15 +36,11 @@ trio.run(ArtifactStore(pathlib.Path(sys.argv[1]), PlainLayouts()).prepare, model
 @pytest.mark.parametrize("stop_at", [300_000, 7_300_000, 19_999_000])
 def test_kill_9_costs_at_most_one_mark(tmp_path, stop_at):
     model = Model()
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path), str(stop_at)],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[3],
-    )
-    assert child.stdout.readline() == b"stalled\n"
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(stop_at)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as child:
+        said = child.stdout.readline()
+        child.kill()
+    assert said == b"stalled\n"
     ready = trio.run(ArtifactStore(tmp_path, PlainLayouts()).prepare, model.digest, 1, 5, [Peer(model)])
     left = weights(model, 1, 5) - stop_at
     # the mark, one piece of 100 kB and the 4 kB of metadata
@@ -51,4 +48,4 @@ def test_kill_9_costs_at_most_one_mark(tmp_path, stop_at):
     layout = PlainLayouts().slice(ready.metadata, model.manifest, 1, 5)
     assert ready.path.read_bytes() == expected(model, layout)
     assert not ready.path.with_name(ready.path.name + ".part").exists()
-    assert part.read_record(ready.path).size == layout.size
+    assert read_record(ready.path).size == layout.size
