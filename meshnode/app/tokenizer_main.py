@@ -6,8 +6,11 @@ ends with its parent. Native code may end it at any time: the parent starts anot
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,9 +109,18 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
+def _end_with(connection: socket.socket) -> None:
+    """Leave at once when the parent is gone, also in the middle of a template that loops for ever."""
+    watched = select.poll()
+    watched.register(connection, 0)
+    watched.poll()
+    os._exit(0)
+
+
 def main() -> int:
     """Serve until Shutdown or until the parent is gone."""
     connection = socket.socket(fileno=int(sys.argv[1]))
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     process = TokenizerProcess()
     try:
         while True:
