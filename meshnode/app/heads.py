@@ -27,7 +27,7 @@ from meshnode.errors import MeshError, PeerError, StageError, StageLost
 from meshnode.identity.certificates import make_stage
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
-from meshnode.io.stage.headstream import secure
+from meshnode.io.stage.headstream import HeadStream, secure
 from meshnode.io.stage.pipeline import HeadPipeline
 from meshnode.io.transport.tls import check_stage_peer, stage_context
 from meshnode.wire.fence import Fence
@@ -173,11 +173,11 @@ class Heads:
         leaf = make_stage(node.authority, key.public_key(), name, datetime.now(UTC))
         return Credentials(key, (leaf, *node.chain), node.root)
 
-    async def _dial_first(self, claim: Claim, hops: Hops, own: Credentials) -> trio.SSLStream[trio.SocketStream]:
+    async def _dial_first(self, claim: Claim, hops: Hops, own: Credentials) -> HeadStream:
         raw = await self._dial_stage(claim.stages[0].node, hops.tokens[0])
         return await _secure(raw, own, hops.names[0], server=False)
 
-    async def _accept_last(self, claim: Claim, hops: Hops, own: Credentials) -> trio.SSLStream[trio.SocketStream]:
+    async def _accept_last(self, claim: Claim, hops: Hops, own: Credentials) -> HeadStream:
         arriving = self._returns[claim.fence]
         while True:
             raw = await arriving.receive()
@@ -198,9 +198,7 @@ class Heads:
         raise StageError("probe_failed", "the probe gave no token")
 
 
-async def _secure(
-    raw: socket.socket, own: Credentials, peer_name: str, *, server: bool
-) -> trio.SSLStream[trio.SocketStream]:
+async def _secure(raw: socket.socket, own: Credentials, peer_name: str, *, server: bool) -> HeadStream:
     """TLS with exactly `peer_name` at the other end."""
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     context = stage_context(server, own.chain_pem, own.key, own.root_pem)
