@@ -21,7 +21,10 @@ DEFAULT_LANES = 4
 """Streams that a household or small team has open at once; with unified KV each costs only its share of the cells."""
 
 _LAYERS_MAX = 512  # LLAMA_MAX_LAYERS of llama.cpp
-_BYTES_MAX = 1 << 50  # one petabyte: sums of 512 of them stay far below 64 bits
+_BYTES_MAX = 1 << 50  # one petabyte: sums of 512 of them stay below 64 bits
+_STATE_MAX = 1 << 40  # of one layer and lane: the same for 64 lanes
+_VALUES_MAX = 1 << 24  # cached a token and layer: the widest known keep 2^16
+_CONTEXT_MAX = 1 << 26  # tokens: the longest known are 10 million
 
 
 class Demand(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,8 +91,10 @@ def _check_footprint(footprint: ModelFootprint) -> None:
     for layer in footprint.layers:
         if layer.weight_bytes <= 0:
             raise ModelError(f"the size of a layer of {footprint.name} is unknown")
-        sizes += [layer.weight_bytes, layer.kv_values, layer.state_bytes]
-    if min(sizes) < 0 or max(sizes) > _BYTES_MAX or footprint.context_trained < 1:
+        if not (0 <= layer.kv_values <= _VALUES_MAX and 0 <= layer.state_bytes <= _STATE_MAX):
+            raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
+        sizes.append(layer.weight_bytes)
+    if min(sizes) < 0 or max(sizes) > _BYTES_MAX or not 1 <= footprint.context_trained <= _CONTEXT_MAX:
         raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
     if footprint.tied and footprint.output_bytes < footprint.embedding_bytes:
         raise ModelError(f"the footprint of {footprint.name} says that its output is its embedding, and smaller")

@@ -155,6 +155,9 @@ def test_a_model_without_quantized_kv_is_planned_with_f16_and_a_wish_for_more_is
         {"layers": ()},
         {"layers": (LayerFootprint(0, 1),)},
         {"layers": (LayerFootprint(1, -1),)},
+        {"layers": (LayerFootprint(1, 1 << 25),)},
+        {"layers": (LayerFootprint(1, 1, state_bytes=1 << 41),)},
+        {"context_trained": 1 << 27},
         {"embedding_bytes": -1},
         {"shared_bytes": 1 << 60},
         {"boundaries": (0,)},
@@ -166,6 +169,12 @@ def test_a_model_without_quantized_kv_is_planned_with_f16_and_a_wish_for_more_is
 def test_r45_a_footprint_with_unknown_or_impossible_sizes_is_an_error_not_a_plan(damage):
     with pytest.raises(ModelError):
         make_plan(demand(), msgspec.structs.replace(footprint(), **damage), inventory(1000 * MB))
+
+
+def test_the_largest_numbers_that_are_let_in_still_travel():
+    model = footprint([LayerFootprint(1 << 50, 1 << 24, state_bytes=1 << 40)] * 512, trained=1 << 26)
+    found = make_plan(demand(context=1 << 26, lanes=64, kv_type="f32"), model, inventory(1000 * MB))
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Shortfall) == found
 
 
 def test_a_node_listed_twice_is_refused():
