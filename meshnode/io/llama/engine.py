@@ -144,6 +144,9 @@ class SliceEngine:
         callback = api.llama_progress_callback(report)
         parameters.progress_callback = callback
         parameters.n_gpu_layers = -1
+        # Read, not mapped: weights that llama.cpp repacks for this processor would otherwise stay mapped beside their
+        # copy (a 98 MB slice of Q4_0 took 277 MB, read 207 MB, at the same speed).
+        parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
         self._model = api.llama_model_load_from_file(str(path).encode(), parameters)
         if stopped:
             raise StageError("cancelled", "loading was stopped")
