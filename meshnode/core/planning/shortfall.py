@@ -140,16 +140,17 @@ def explain(
         context=wanted.context,
         lanes=wanted.lanes,
         kv_type=wanted.kv_type,
-        participants=tuple(_participant(footprint, node) for node in nodes),
+        participants=tuple(_participant(wanted, node) for node in nodes),
         excluded=excluded,
         advice=_advice(wanted, nodes, retry, extra),
         detail=detail,
     )
 
 
-def _participant(footprint: ModelFootprint, node: NodeInventory) -> Participant:
-    missing = fetch_bytes(footprint, node)
+def _participant(wanted: Wanted, node: NodeInventory) -> Participant:
+    footprint = wanted.footprint
     everything = fetch_bytes(footprint, NodeInventory(node=node.node, name="", usable_bytes=0))
+    missing = 0 if node.node == wanted.demand.author else fetch_bytes(footprint, node)  # the author has the file
     return Participant(node.node, node.name, node.usable_bytes, everything - missing, missing)
 
 

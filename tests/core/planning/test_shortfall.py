@@ -20,7 +20,7 @@ def test_r61_the_numbers_are_what_is_required_available_and_missing():
         "model with a context of 512 tokens (q8_0) needs 1.17 GB, available over 2 nodes: 800.0 MB, short by 374.5 MB"
     )
     assert nodes == [
-        "A: offers 450.0 MB, has 0.0 MB of the model, lacks 870.0 MB",
+        "A: offers 450.0 MB, has 870.0 MB of the model, lacks 0.0 MB",
         "B: offers 350.0 MB, has 0.0 MB of the model, lacks 870.0 MB",
     ]
     assert advice.startswith("Add a node that offers ")
@@ -49,7 +49,7 @@ def test_r61_cached_and_missing_bytes_of_each_participant_are_told():
     nodes[1] = msgspec.structs.replace(nodes[1], cached={"d" * 64: ("layer.0", "layer.7", "output", "junk")})
     found = make_plan(demand(), footprint(), Inventory(tuple(nodes)))
     assert [(item.cached_bytes, item.missing_bytes) for item in found.participants] == [
-        (0, 870 * MB),
+        (870 * MB, 0),  # the author has the file
         (240 * MB, 630 * MB),
     ]
 
