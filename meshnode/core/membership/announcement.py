@@ -13,13 +13,14 @@ from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.wire.fence import RunId, Term
+from meshnode.wire.limits import ADDRESSES
 from meshnode.wire.messages import Announce
 
 BODY_BYTES = 4096
 """An announcement: 2 KB as designed, and the room of one more for fields of later versions."""
 
-MAX_ADDRESSES = 8
-"""Addresses dialed of one node: a laptop with Wi-Fi, Ethernet, two VPNs and both address families."""
+NAME_CHARACTERS = 63
+"""What a node may call itself (the bound of a host's label), and printable: it comes to other people's terminals."""
 
 PROTOCOL = 1
 """Of the control messages; grows when an old node could not do without the change."""
@@ -115,8 +116,12 @@ class Authority(Protocol):
 
 
 def announce(body: Body, authority: Authority) -> Announce:
-    """The signed record of `body`."""
+    """The signed record of `body`. What is cached is a hint: as much of it is told as fits, the newest first."""
     raw = msgspec.msgpack.encode(body)
+    while len(raw) > BODY_BYTES and body.cached:
+        kept = list(body.cached.items())[len(body.cached) // 2 + 1 :]
+        body = msgspec.structs.replace(body, cached=dict(kept))
+        raw = msgspec.msgpack.encode(body)
     assert len(raw) <= BODY_BYTES, "an announcement outgrew its limit: cut its lists"
     return Announce(author=body.node, body=raw, signature=authority.sign(Domain.ANNOUNCEMENT, raw))
 
@@ -135,6 +140,17 @@ def read(record: Announce, author: Author, mesh: MeshId) -> Body:
         raise PeerError("an announcement in another node's name")
     if body.mesh != mesh:
         raise PeerError("an announcement of another mesh")
-    if len(body.addresses) > MAX_ADDRESSES or body.memory_usable < 0 or min(body.number) < 0:
+    if not _is_possible(body):
         raise PeerError("an announcement with impossible values")
     return body
+
+
+def _is_possible(body: Body) -> bool:
+    texts = (body.name, body.software, body.llama, *body.addresses, *(served.model for served in body.served))
+    sizes = (*body.number, body.memory_usable, *(reserved.bytes for reserved in body.reserved))
+    return (
+        len(body.addresses) <= ADDRESSES
+        and len(body.name) <= NAME_CHARACTERS
+        and min(sizes) >= 0
+        and all(text.isprintable() for text in texts)
+    )

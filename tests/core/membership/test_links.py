@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.core.membership.links import GRACE_S, PING_S, REDIAL_MAX_S, REDIAL_MIN_S, SILENCE_S, Links
+from tests.core.node.mesh import name_to_id
+
+A, B = name_to_id("a"), name_to_id("b")
+
+
+def dialed(links: Links, now: float) -> list[str]:
+    return [link.node for link in links.dials(now)]
+
+
+def test_a_new_peer_is_dialed_once_and_not_again_while_the_dial_runs() -> None:
+    links = Links()
+    links.know(A, 5.0)
+    assert links.deadline() == 5.0
+    assert dialed(links, 5.0) == [A]
+    assert dialed(links, 500.0) == []
+    assert links.deadline() is None
+
+
+def test_failed_dials_are_repeated_with_growing_gaps_up_to_a_bound() -> None:
+    links, now, gaps = Links(), 0.0, []
+    links.know(A, now)
+    for _ in range(40):
+        assert dialed(links, now) == [A]
+        links.closed(A, "refused", now)
+        due = links.links[A].dial_at
+        gaps.append(due - now)
+        assert dialed(links, due - 0.001) == []
+        now = due
+    assert gaps[:3] == [REDIAL_MIN_S, 2 * REDIAL_MIN_S, 4 * REDIAL_MIN_S]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == REDIAL_MAX_S
+    links.opened(A, now)
+    links.closed(A, "reset", now)
+    assert links.links[A].dial_at == now + REDIAL_MIN_S, "a link that came up starts over"
+
+
+def test_silence_ends_a_link_and_any_word_keeps_it() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    links.opened(B, 0.0)
+    links.heard(A, 1.0)
+    links.heard(name_to_id("stranger"), 1.0)
+    assert links.silent(SILENCE_S) == []
+    assert links.silent(SILENCE_S + 0.001) == [B]
+    links.closed(B, "no word", SILENCE_S + 0.001)
+    assert links.silent(SILENCE_S + 0.5) == []
+
+
+def test_a_lost_peer_has_a_grace_and_is_given_up_once() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    links.closed(A, "reset", 10.0)
+    assert links.given_up(10.0 + GRACE_S - 0.001) == []
+    assert links.given_up(10.0 + GRACE_S) == [A]
+    assert links.given_up(100.0) == []
+
+
+def test_a_peer_that_comes_back_in_time_is_not_given_up() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    links.closed(A, "reset", 10.0)
+    links.closed(A, "refused", 11.0)
+    assert links.links[A].lost_at == 10.0, "a failed dial does not prolong the grace"
+    links.opened(A, 12.0)
+    assert links.given_up(20.0) == []
+
+
+def test_a_peer_that_was_never_linked_is_not_given_up() -> None:
+    links = Links()
+    links.know(A, 0.0)
+    links.closed(A, "refused", 1.0)
+    assert links.given_up(100.0) == []
+
+
+def test_pings_go_out_every_second_and_only_the_newest_answer_counts() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    (first,) = [link.ping_nonce for link in links.pings(0.0)]
+    assert list(links.pings(PING_S - 0.001)) == []
+    (second,) = [link.ping_nonce for link in links.pings(PING_S)]
+    assert second != first
+    links.pong(A, first, PING_S + 0.1)
+    assert links.links[A].rtt_s is None
+    links.pong(A, second, PING_S + 0.25)
+    assert links.links[A].rtt_s == 0.25
+    links.pong(A, second, PING_S + 0.5)
+    assert links.links[A].rtt_s == 0.25, "an answer counts once"
+    links.pong(B, second, PING_S)
+    assert B not in links.links
+
+
+def test_a_forgotten_peer_is_not_dialed() -> None:
+    links = Links()
+    links.know(A, 0.0)
+    links.forget(A)
+    links.forget(A)
+    assert dialed(links, 100.0) == []
+    assert not links.up(A)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["open", "close", "dial", "hear", "wait"]), st.floats(0.0, 4.0)), max_size=60
+)
+
+
+@given(steps)
+def test_a_peer_is_always_linked_being_dialed_or_due_within_the_bound(history: list[tuple[str, float]]) -> None:
+    links, now, dialing = Links(), 0.0, False
+    links.know(A, now)
+    for what, wait in history:
+        now += wait
+        match what:
+            case "open":
+                links.opened(A, now)
+                dialing = False
+            case "close":
+                links.closed(A, "lost", now)
+                dialing = False
+            case "dial":
+                begun = bool(dialed(links, now))
+                assert not (begun and dialing), "two dials of one peer"
+                dialing = dialing or begun
+            case "hear":
+                links.heard(A, now)
+        link = links.links[A]
+        assert link.up or link.dialing or link.dial_at <= now + REDIAL_MAX_S
+        due = links.deadline()
+        assert link.dialing or (due is not None and due <= now + max(REDIAL_MAX_S, PING_S, GRACE_S))
