@@ -15,7 +15,7 @@ from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.io.transport.stream import Stream
 from meshnode.io.transport.transport import Transport
-from meshnode.wire.messages import AnyMessage, Unknown, decode, encode
+from meshnode.wire.messages import AnyMessage, Unrecognised, decode, encode
 from meshnode.wire.preface import StreamClass
 
 OUTGOING = 512
@@ -117,8 +117,8 @@ class ControlLinks:
         try:
             while True:
                 message = decode(await link.stream.receive_frame())
-                if isinstance(message, Unknown):
-                    self.send(link.peer, message)
+                if isinstance(message, Unrecognised):
+                    self.send(link.peer, message.reply)
                 else:
                     await self._post(Received(link.peer, message))
         except MeshError as error:

@@ -1,7 +1,8 @@
 """Messages of a CONTROL link, between members. One MessagePack map each, told apart by its `op`.
 
 Growth is additive: unknown fields are ignored, missing ones take their defaults, an unknown `op` is answered with
-`Unknown` and the link stays. Sizes are bounded by the frame limit (`limits.CONTROL_FRAME`) and by `decode`.
+`Unknown` and the link stays; an `Unknown` is never answered. Sizes are bounded by the frame limit
+(`limits.CONTROL_FRAME`) and by `decode`.
 
     Introduce, Announce, Leave            who is there            core/membership
     Ping, Pong                            is the link alive       core/membership
@@ -19,6 +20,9 @@ from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.limits import STAGES
+
+OP_CHARACTERS = 64
+"""Of an unknown op that are told back: the longest of ours has 9."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
@@ -220,6 +224,17 @@ AnyMessage = (
 )
 
 
+class Unrecognised(msgspec.Struct, frozen=True):
+    """What `decode` makes of an op that this node does not know. Not a message itself: to be answered by `reply`."""
+
+    op: str
+
+    @property
+    def reply(self) -> Unknown:
+        """Tells the sender."""
+        return Unknown(self.op)
+
+
 class _Envelope(msgspec.Struct):
     op: str
 
@@ -235,15 +250,15 @@ def encode(message: AnyMessage) -> bytes:
     return _encoder.encode(message)
 
 
-def decode(frame: bytes) -> AnyMessage | Unknown:
-    """The message in `frame`. An op this node does not know comes back as `Unknown`, to be answered with it.
+def decode(frame: bytes) -> AnyMessage | Unrecognised:
+    """The message in `frame`, or the op that this node does not know.
 
     Raises PeerError when the bytes are no message.
     """
     try:
         op = _envelope.decode(frame).op
         if op not in _known:
-            return Unknown(unknown_op=op[:64])
+            return Unrecognised(op[:OP_CHARACTERS])
         message: AnyMessage = _decoder.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError(f"malformed control message: {error}") from None
