@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from meshnode.errors import PeerError, StaleFence
+from meshnode.errors import ConfigError, PeerError, StaleFence
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.messages import Claim, ClaimedStage, Connected, Failed, Grant, Prepare, Progress, Ready, Refuse
 
 TERM_JUMP = 1000
 """A claim further above `promised` than this is refused: a liar must not use up the terms."""
-DEPLOYMENTS = 4096
-"""Deployments with a promised term: years of restarts of a node that serves, and 200 KB on disk at most."""
+DEPLOYMENT_CHARACTERS = 16
+"""8 random bytes in hexadecimal."""
+DEPLOYMENTS = 2048
+"""Deployments with a promised term: years of daily starts of a node that serves. 26 bytes each at most, together 53 KB:
+the disk keeps 64 KiB."""
 RUNS_HELD = 64
 """Runs on one node; each holds memory, so this only bounds the bookkeeping of empty ones."""
 
@@ -142,8 +145,14 @@ class Ledger:
         return msgspec.msgpack.encode(self.promised)
 
     def restore(self, data: bytes) -> None:
-        """Take back what `encode` wrote. Raises msgspec.MsgspecError for a damaged file."""
-        self.promised = msgspec.msgpack.decode(data, type=dict[str, int])
+        """Take back what `encode` wrote. Raises ConfigError for a damaged file."""
+        try:
+            self.promised = msgspec.msgpack.decode(data, type=dict[str, int])
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise ConfigError(
+                f"the ledger in the data directory is damaged: {error}",
+                "Delete the file `ledger` there while no other node of the mesh serves a model with this one.",
+            ) from None
 
     def _refuse(self, claim: Claim, reason: str, message: str) -> Refuse:
         self.refused += 1
@@ -153,7 +162,7 @@ class Ledger:
     def _check_shape(self, peer: NodeId, claim: Claim) -> None:
         if claim.coordinator != peer:
             raise PeerError("a claim in another node's name")
-        if not is_fence(claim.fence) or len(claim.deployment) > 64 or len(claim.model) > 512:
+        if not is_fence(claim.fence) or len(claim.deployment) > DEPLOYMENT_CHARACTERS or len(claim.model) > 512:
             raise PeerError("a malformed claim")
         if all(stage.node != self.node for stage in claim.stages):
             raise PeerError("a claim that uses nothing here")

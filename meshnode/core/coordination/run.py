@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
+from meshnode.core.coordination.ledger import TERM_JUMP
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import (
@@ -36,6 +37,8 @@ CLAIM_S = 10.0
 """A grant is one disk write away; a node that needs longer is excluded."""
 CONNECT_S = 30.0
 """Dials and handshakes of every hop, and the probe."""
+TEXT_CHARACTERS = 1000
+"""Of a participant's reason that are kept for people: a native error with its last lines fits."""
 
 
 class State(Enum):
@@ -142,9 +145,11 @@ class Run:
             case Grant():
                 return self._granted(peer, now)
             case Refuse():
-                return self._end(message.reason, message.message, peer, message.promised)
+                # A claim may jump no further than TERM_JUMP: a liar must not drive the terms where nobody follows.
+                promised = min(message.promised, self.fence.term + TERM_JUMP - 1)
+                return self._end(_told(message.reason), _told(message.message), peer, promised)
             case Progress() | Ready() | Connected() | Failed():
-                if self.claim.stages[message.stage].node != peer if message.stage < len(self.claim.stages) else True:
+                if (message.stage, peer) not in [(stage.stage, stage.node) for stage in self.claim.stages]:
                     return []
                 return self._reported(peer, message, now)
             case _:
@@ -207,7 +212,7 @@ class Run:
                 self.stages[report.stage] = "connected"
                 return []
             case Failed():
-                return self._end(report.reason, report.message, peer)
+                return self._end(_told(report.reason), _told(report.message), peer)
             case _:
                 assert_never(report)
 
@@ -246,3 +251,8 @@ class Run:
         orders: list[RunOrder] = [CloseHead(self.fence)] if opened else []
         orders += [Order(participant, Abort(self.fence, reason)) for participant in self.participants]
         return [*orders, Ended(self.fence, reason, message, node, promised, served)]
+
+
+def _told(text: str) -> str:
+    """A participant's words as one printable line: they come to a terminal and a log."""
+    return "".join(c if c.isprintable() else " " for c in text[:TEXT_CHARACTERS])
