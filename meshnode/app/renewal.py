@@ -66,7 +66,7 @@ async def keep_renewed(
             continue
         try:
             held = await renewed(data, held, addresses())
-        except MeshError as error:
+        except (MeshError, OSError) as error:  # an issuer that is away, a disk that is full: try again in an hour
             log.warning("the certificate (until %s) could not be renewed: %s", held.credentials.expires, error)
         else:
             use(held)
