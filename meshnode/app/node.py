@@ -35,7 +35,7 @@ from meshnode.app.renewal import keep_renewed, require_valid
 from meshnode.app.runtime import Runtime
 from meshnode.app.shelf import ServableModel, Shelf
 from meshnode.app.stages import Post, Stages
-from meshnode.core.node.events import Demanded, PeerFound, Stopping
+from meshnode.core.node.events import CacheChanged, Demanded, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
@@ -66,6 +66,8 @@ DRAIN_S = 2.5
 """For answers under way: they get a terminal event within this time."""
 LEAVE_S = 0.5
 """For the last messages to peers; a node leaves within 5 s."""
+MODEL_CHARACTERS = 128
+"""Of a model's name: it travels in every announcement."""
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
@@ -88,6 +90,11 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
 
 def _check_servable(settings: Settings, path: Path) -> None:
     """Refuse a file or options that no mesh could serve, before anything is written. Raises ConfigError, ModelError."""
+    if not path.stem.isprintable() or len(path.stem) > MODEL_CHARACTERS:
+        raise ConfigError(
+            f"the model's file name is not printable or longer than {MODEL_CHARACTERS} characters",
+            "Rename the file: its name is what clients ask for.",
+        )
     footprint = footprint_of(open_model(path), "", path.stem)
     demand = Demand(
         deployment=DeploymentId(""),
@@ -176,6 +183,7 @@ class Node:
             self.api_url = f"http://{join_address(settings.api_host, port)}"
             self._ready.set()
             nursery.start_soon(self._remember_peers)
+            nursery.start_soon(self._tell_cache)
             nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
@@ -265,7 +273,8 @@ class Node:
     def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
-        return build_endpoint(self.directory, routes.routes(self.data.api_token()), Access(hosts=frozenset(hosts)))
+        access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
+        return build_endpoint(self.directory, routes.routes(self.data.api_token()), access)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -308,6 +317,18 @@ class Node:
     def _peer_addresses(self) -> list[str]:
         entries = self.mediator.roster.entries.values()
         return [address for entry in entries if not entry.left for address in entry.body.addresses]
+
+    async def _tell_cache(self) -> None:
+        """Tell which slices need not be fetched: at the start, and when stages came or went."""
+        known: tuple[dict[str, int], dict[str, tuple[tuple[int, int], ...]]] = ({"": 0}, {})
+        while True:
+            stages = self.stages.pids()
+            if stages != known[0]:
+                cached = await self.shelf.cached()
+                if cached != known[1]:
+                    await self.runtime.post(CacheChanged(cached))
+                known = (stages, cached)
+            await self.runtime.changed()
 
     async def _remember_peers(self) -> None:
         """Keep the addresses of members on disk, for the next start."""

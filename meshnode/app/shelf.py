@@ -32,7 +32,7 @@ from meshnode.io.llama.gguf_file import GgufModel, open_model
 from meshnode.io.llama.manifest import build_manifest, open_artifacts
 from meshnode.io.llama.slicing import SliceLayout, layout_embedding, layout_slice
 from meshnode.io.stage.tokenizer import Tokenizer
-from meshnode.wire.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from meshnode.wire.manifest import LAYER_PREFIX, Manifest, decode_manifest, encode_manifest, manifest_digest
 from meshnode.wire.messages import Prepare
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -110,6 +110,13 @@ class Shelf:
         async with self._open_bulk(order.source) as remote:
             return await self._prepare(order, [remote], progress)
 
+    async def cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Slices on disk, whole and verified: layer ranges by manifest digest."""
+        return await trio.to_thread.run_sync(self._cached)
+
+    def _cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        return {digest: _ranges(names) for digest, names in self.store.cached().items()}
+
     async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
         prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
         self.fetched_bytes += prepared.fetched_bytes
@@ -143,6 +150,18 @@ class Shelf:
         self._hashed.mkdir(parents=True, exist_ok=True)
         write_atomic(remembered, encode_manifest(manifest))
         return manifest
+
+
+def _ranges(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Runs of layers among artifact names: (first, last) with last excluded."""
+    layers = sorted(int(name.removeprefix(LAYER_PREFIX)) for name in names if name.startswith(LAYER_PREFIX))
+    found: list[tuple[int, int]] = []
+    for layer in layers:
+        if found and found[-1][1] == layer:
+            found[-1] = (found[-1][0], layer + 1)
+        else:
+            found.append((layer, layer + 1))
+    return tuple(found)
 
 
 def _identity(model: GgufModel) -> str:

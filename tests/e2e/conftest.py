@@ -21,6 +21,8 @@ def three_nodes(folder: Path) -> RealMesh:
         mesh.join("two", *MEMORY)
         mesh.join("three", *MEMORY)
         until("the model is served by three stages", mesh.nodes[0].serving)
+        for node in mesh.nodes:
+            until(f"{node.name} lists it", lambda node=node: node.ready())
     except BaseException:
         mesh.close()
         raise

@@ -120,6 +120,10 @@ class RealNode:
         found = self.deployment()
         return found if found is not None and found["state"] == "serving" else None
 
+    def ready(self) -> bool:
+        """Its endpoint has a model that answers."""
+        return httpx.get(f"{self.url}/health", timeout=WAIT_S).status_code == 200
+
     def linked(self) -> int:
         return sum(peer["state"] == "linked" for peer in self.status()["peers"])
 

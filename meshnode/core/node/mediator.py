@@ -15,9 +15,10 @@ from meshnode.core.coordination.ledger import Ledger
 from meshnode.core.coordination.run import CloseHead as HeadEnds
 from meshnode.core.coordination.run import Ended, Order, RunOrder, State
 from meshnode.core.coordination.run import OpenHead as HeadBegins
-from meshnode.core.membership.announcement import Authority, Body, Reserved, Served, announce
+from meshnode.core.membership.announcement import Authority, Body, announce
 from meshnode.core.membership.links import Links
 from meshnode.core.membership.roster import Roster
+from meshnode.core.node import announcing
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import Deployment, without_this
@@ -274,7 +275,7 @@ class Mediator:
             return
         if isinstance(event, on.HeadOpened):
             self._obey(deployment, deployment.run.head_opened(now), now)
-            self._announce_soon(now)
+            self._announce_at = now  # clients of every node wait for this one
         else:
             self._obey(deployment, deployment.run.end("stage_lost", event.message), now)
 
@@ -356,7 +357,14 @@ class Mediator:
     def inventory(self, deployment: str) -> tuple[NodeInventory, ...]:
         """Every member as the planner may use it for `deployment`."""
         held = without_this(self.ledger.reserved, deployment)
-        nodes = [NodeInventory(self.node, self.me.name, self.me.memory_usable - held, cores=self.me.cores)]
+        own = NodeInventory(
+            self.node,
+            self.me.name,
+            self.me.memory_usable - held,
+            cores=self.me.cores,
+            cached=announcing.artifacts(self.cached),
+        )
+        nodes = [own]
         for node, entry in self.roster.entries.items():
             body, excluded = entry.body, ""
             if self.roster.authors[node].role != "member":
@@ -367,7 +375,8 @@ class Mediator:
                 excluded = "incompatible"
             taken = without_this({held.deployment: held.bytes for held in body.reserved}, deployment)
             usable = max(0, body.memory_usable - taken)
-            nodes.append(NodeInventory(node, body.name, usable, excluded=excluded))
+            cached = announcing.artifacts(body.cached)
+            nodes.append(NodeInventory(node, body.name, usable, cached=cached, excluded=excluded))
         return tuple(nodes)
 
     def _announce_soon(self, now: float) -> None:
@@ -376,21 +385,6 @@ class Mediator:
 
     def _announce(self, now: float) -> None:
         self._sequence += 1
-        served = []
-        for deployment in self.deployments.values():
-            run = deployment.run
-            if run is not None and run.state is State.SERVING:
-                claim = run.claim
-                served.append(
-                    Served(
-                        claim.deployment,
-                        claim.model,
-                        run.fence.term,
-                        run.fence.run,
-                        claim.options.context,
-                        deployment.created,
-                    )
-                )
         body = Body(
             mesh=self.authority.mesh,
             node=self.node,
@@ -401,9 +395,9 @@ class Mediator:
             memory_usable=self.me.memory_usable,
             software=self.me.software,
             llama=self.me.llama,
-            reserved=tuple(Reserved(name, size) for name, size in self.ledger.reserved.items()),
-            served=tuple(served),
-            cached=self.cached,
+            reserved=announcing.reserved(self.ledger.reserved),
+            served=announcing.served(self.deployments.values()),
+            cached=announcing.cached(self.cached),
         )
         self._own = announce(body, self.authority)
         self._announce_at = now + REFRESH_S

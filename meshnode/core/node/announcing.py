@@ -1,0 +1,71 @@
+"""What this node says of itself to others: its state cut down to what one announcement may hold.
+
+Invariant: whatever others make this node hold, its announcement fits: lists are cut here, never refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from meshnode.core.coordination.run import State
+from meshnode.core.membership.announcement import Reserved, Served
+from meshnode.core.node.deployments import Deployment
+from meshnode.wire.manifest import layer_name
+
+SERVED = 8
+"""Models with a head on one node; each takes 200 bytes at most of an announcement's 4096."""
+RESERVED = 8
+"""Deployments named one by one; the rest is booked as one sum."""
+CACHED = 4
+"""Models of which cached slices are told."""
+RANGES = 8
+"""Slices told of one model."""
+
+LAYERS = 512
+"""Layers believed of one range: as many as llama.cpp allows; a peer's number must not cost more."""
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
+    """The runs whose head is here."""
+    found = []
+    for deployment in deployments:
+        run = deployment.run
+        if run is not None and run.state is State.SERVING:
+            claim, fence = run.claim, run.fence
+            found.append(
+                Served(
+                    deployment=claim.deployment,
+                    model=claim.model,
+                    term=fence.term,
+                    run=fence.run,
+                    context=claim.options.context,
+                    created=deployment.created,
+                )
+            )
+    return tuple(found[:SERVED])
+
+
+def reserved(held: Mapping[str, int]) -> tuple[Reserved, ...]:
+    """Memory by deployment, the largest first; what does not fit is one sum under no name."""
+    ranked = sorted(held.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(size for _, size in ranked[RESERVED:])
+    named = tuple(Reserved(name, size) for name, size in ranked[:RESERVED])
+    return (*named, Reserved("", rest)) if rest else named
+
+
+def cached(slices: Mapping[str, Ranges]) -> dict[str, Ranges]:
+    """The largest slices of the models with most layers here."""
+    ranked = sorted(slices.items(), key=lambda item: (-sum(b - a for a, b in item[1]), item[0]))
+    return {digest: ranges[:RANGES] for digest, ranges in ranked[:CACHED]}
+
+
+def artifacts(slices: Mapping[str, Ranges]) -> dict[str, tuple[str, ...]]:
+    """Names of the cached layers, as the planner counts them."""
+    return {
+        digest: tuple(
+            layer_name(layer) for first, last in ranges[:RANGES] for layer in range(first, min(last, first + 512))
+        )
+        for digest, ranges in slices.items()
+    }
