@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from meshnode.io.stage.child import main as run
 from meshnode.io.stage.wiring import Engine, Sampler, Wiring
 from meshnode.io.transport.tls import check_stage_peer, stage_context
@@ -56,6 +58,8 @@ def make_sampler(opened: Open, vocabulary: int) -> Sampler:
 def main() -> None:
     """Run until the node says shutdown or is gone."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    # Values that are not finite are looked for and refused; numpy's warnings about them would only fill the log.
+    np.seterr(all="ignore")
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     build = f"llama-cpp-python {version('llama-cpp-python')}"

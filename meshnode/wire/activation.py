@@ -15,7 +15,6 @@ frame, also when the frame is a FAILED one, so every stage sees the same order. 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -124,8 +123,7 @@ class Failure(msgspec.Struct, frozen=True):
     """The lane operations of the frame that failed: later stages still have to do them."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True, eq=False):
     """One microbatch. Arrays have one entry a row; `tokens` (int32) or `activations` (rows, width), never both.
 
     A frame may have no rows: then only its operations count.
@@ -141,8 +139,7 @@ class Rows:
     activations: Floats | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SampledFrame:
+class SampledFrame(msgspec.Struct, frozen=True):
     """What the last stage drew for a microbatch, in the order of its rows flagged `logits`."""
 
     fence: Fence
@@ -150,8 +147,7 @@ class SampledFrame:
     samples: tuple[LaneSample, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FailedFrame:
+class FailedFrame(msgspec.Struct, frozen=True):
     """A microbatch that some stage could not compute."""
 
     fence: Fence
@@ -159,8 +155,7 @@ class FailedFrame:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(msgspec.Struct, frozen=True):
     """Sign of life; `microbatch` is the last one that its sender sent, 0 before the first."""
 
     fence: Fence
@@ -170,8 +165,7 @@ class Heartbeat:
 Frame = Rows | SampledFrame | FailedFrame | Heartbeat
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """The fixed part of a frame, every number checked against its limit."""
 
     kind: Kind

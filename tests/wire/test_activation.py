@@ -32,6 +32,12 @@ FENCE = Fence(Term(7), RunId("0123456789abcdef"))
 OPERATIONS = (Close(3), Open(1, Sampling(temperature=0.5, seed=9), (5, 6), 2), Trim(2, 40), Copy(2, 0, 16))
 
 
+@pytest.fixture(autouse=True)
+def overflow_is_no_error_here():
+    with np.errstate(all="ignore"):
+        yield
+
+
 def rows_frame(rows=3, width=40, tokens=None, operations=()) -> Rows:
     generator = np.random.default_rng(5)
     activations = None if tokens is not None else generator.normal(0, 3, (rows, width)).astype(np.float32)

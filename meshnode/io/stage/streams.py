@@ -22,7 +22,7 @@ from typing import Final
 
 from meshnode.errors import LinkLost, PeerError, StaleFence
 from meshnode.wire import limits
-from meshnode.wire.activation import HEADER_BYTES, INLINE_BYTES, Header, Heartbeat, Kind, encode
+from meshnode.wire.activation import HEADER_BYTES, Header, Heartbeat, Kind, encode
 from meshnode.wire.fence import Fence
 
 HANDSHAKE_S: Final = 5.0
@@ -141,7 +141,7 @@ class FrameSender:
         self._on_broken: Callable[[], None] | None = None
         self._writing = threading.Lock()
         self._changed = threading.Condition()
-        self._queue: deque[Buffers] = deque()
+        self._queue: deque[tuple[int, Buffers]] = deque()
         self._microbatch = 0
         self._quiet = False
         self._broken = ""
@@ -150,25 +150,23 @@ class FrameSender:
         self._thread.start()
 
     def send(self, microbatch: int, buffers: Buffers) -> None:
-        """Send a frame, in order; blocks while `_QUEUED` large ones wait. Raises LinkLost."""
+        """Send a frame, in order, from one thread only; blocks while `_QUEUED` large ones wait. Raises LinkLost."""
+        if self._broken or self._closed:
+            raise LinkLost(self._broken or "the connection was closed")
+        # Only this thread fills the queue, and what is in it leaves when it is written: an empty one stays empty.
+        if len(buffers) == 1 and not self._queue:
+            with self._writing:
+                self._microbatch, self._quiet = microbatch, False
+                self._write(buffers)
+            return
         with self._changed:
             while len(self._queue) >= _QUEUED and not self._broken and not self._closed:
                 self._changed.wait()
             if self._broken or self._closed:
                 raise LinkLost(self._broken or "the connection was closed")
-            self._microbatch = microbatch
-            self._quiet = False
-            small = sum(len(part) for part in buffers) <= INLINE_BYTES
-            if self._queue or not small:
-                # Views alias arrays that the next decode overwrites.
-                self._queue.append([bytes(part) for part in buffers])
-                self._changed.notify_all()
-                return
-            self._writing.acquire()
-        try:
-            self._write(buffers)
-        finally:
-            self._writing.release()
+            # Views alias arrays that the next decode overwrites.
+            self._queue.append((microbatch, [bytes(part) for part in buffers]))
+            self._changed.notify_all()
 
     def _write(self, buffers: Buffers) -> None:
         self._writes_since = monotonic()
@@ -194,32 +192,34 @@ class FrameSender:
 
     def _run(self) -> None:
         try:
-            while True:
+            while not self._closed:
                 with self._changed:
                     if not self._queue and not self._closed:
                         self._changed.wait(HEARTBEAT_S)
-                    if self._closed:
-                        return
-                    queued = bool(self._queue)
-                    due, self._quiet = self._quiet, True
-                    beat = self._microbatch
-                    if not queued and not due:
-                        continue
-                    self._writing.acquire()
-                try:
-                    self._write(self._queue[0] if queued else encode(Heartbeat(self._fence, beat)))
-                finally:
-                    self._writing.release()
-                if queued:
-                    with self._changed:
-                        self._queue.popleft()
-                        self._changed.notify_all()
+                self._send_next()
         except LinkLost:
             with self._changed:
                 self._changed.notify_all()
                 on_broken = self._on_broken
             if on_broken is not None:
                 on_broken()
+
+    def _send_next(self) -> None:
+        """The frame that waits longest, or a heartbeat if nothing was sent since the last look."""
+        with self._writing:
+            if self._closed:
+                return
+            queued = bool(self._queue)
+            if queued:
+                self._microbatch, buffers = self._queue[0]
+                self._write(buffers)
+            elif self._quiet:
+                self._write(encode(Heartbeat(self._fence, self._microbatch)))
+            self._quiet = True
+        if queued:
+            with self._changed:
+                self._queue.popleft()
+                self._changed.notify_all()
 
     def call_when_broken(self, on_broken: Callable[[], None]) -> None:
         """From the writer's thread when it finds the connection broken; at once when it has already."""
