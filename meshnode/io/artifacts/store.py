@@ -93,7 +93,7 @@ class ArtifactStore(Holdings):
         except OSError as error:
             raise _disk_error(error, tally.total - tally.done) from error
 
-    async def manifest(self, digest: str, sources: Sequence[Source]) -> Manifest:
+    async def _manifest(self, digest: str, sources: Sequence[Source]) -> Manifest:
         """The manifest, cached or from the first source that has it."""
         cached = await trio.to_thread.run_sync(self.manifest_bytes, digest)
         if cached is not None:
@@ -109,9 +109,9 @@ class ArtifactStore(Holdings):
         await trio.to_thread.run_sync(write_whole, directory / MANIFEST_FILE, data)
         return manifest
 
-    async def metadata(self, digest: str, sources: Sequence[Source]) -> Path:
+    async def _metadata(self, digest: str, sources: Sequence[Source]) -> Path:
         """A GGUF of all key-values and no tensors: what a tokenizer loads. Errors as of `prepare`."""
-        manifest = await self.manifest(digest, sources)
+        manifest = await self._manifest(digest, sources)
         path = self.directory(digest) / METADATA_FILE
         wanted = manifest.artifact(METADATA)
         assert wanted is not None, "a checked manifest has metadata"
@@ -138,8 +138,8 @@ class ArtifactStore(Holdings):
 
     async def _prepare(self, tally: _Tally, first: int, last: int) -> PreparedSlice:
         digest = tally.digest
-        manifest = await self.manifest(digest, tally.sources)
-        metadata = await self.metadata(digest, tally.sources)
+        manifest = await self._manifest(digest, tally.sources)
+        metadata = await self._metadata(digest, tally.sources)
         path = self.slice_path(digest, first, last)
         embedding = self.directory(digest) / EMBEDDING_FILE if first == 0 and last < manifest.layers else None
         files = [(path, partial(self._layouts.slice, metadata, manifest, first, last))]
