@@ -10,7 +10,6 @@ from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.planner import make_plan
 from meshnode.core.planning.shortfall import Shortfall
-from meshnode.core.planning.view import PlanView, view_plan
 
 __all__ = [
     "Demand",
@@ -20,9 +19,7 @@ __all__ = [
     "ModelFootprint",
     "NodeInventory",
     "Plan",
-    "PlanView",
     "Shortfall",
     "StagePlan",
     "make_plan",
-    "view_plan",
 ]
