@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from meshnode.errors import ConfigError, ModelError
+from meshnode.errors import ConfigError
 from meshnode.io.llama.attention import default_kv_type, flash_attention
 from meshnode.io.llama.gguf_file import GgufModel, open_model
 from meshnode.io.llama.manifest import layer_count
@@ -165,9 +165,3 @@ def _run_child(job: VerifyJob) -> str:
     telling = [line for line in lines if "GGML_ASSERT" in line or "rror" in line] or lines
     ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     return f"{ended}: {telling[-1][:300] if telling else 'no message'}"
-
-
-def require_splittable(report: VerifyReport) -> None:
-    """Raise ModelError with the report's reason unless it is exact."""
-    if not report.exact:
-        raise ModelError(f"{report.model} did not verify: {report.reason or report.verdict}")

@@ -1,5 +1,5 @@
 """The model factory: tiny random models that behave like real ones."""
 
-from tests.factory.models import build
+from tests.factory.models import build, quantize
 
-__all__ = ["build"]
+__all__ = ["build", "quantize"]
