@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 import trio
 from starlette.types import ASGIApp
 
 from meshnode.errors import LinkLost, MeshError, PeerError
-from meshnode.io.http.backend import PassedRequest
+from meshnode.io.http.backend import PassedAnswer, PassedRequest
 from meshnode.io.http.passing import answer_here
 from meshnode.io.transport.stream import Stream
 from meshnode.wire.limits import REQUEST_BODY, REQUEST_FRAME
@@ -26,24 +26,35 @@ PIECE: Final = REQUEST_FRAME // 2
 """Of a body; the rest of a frame is room for growth."""
 ANSWER_S: Final = 900.0
 """Until the answer begins: a non-streamed answer begins when it is complete."""
+ASKED_S: Final = 60.0
+"""For a whole request: 32 MiB at 5 Mbit/s, the slowest Wi-Fi; a peer that stalls must not keep its stream."""
+HEADER_CHARACTERS: Final = 4096
+"""Of one header or path: half of what HTTP servers take for a whole line."""
+HEADERS: Final = 32
+"""Of a request or answer: two and six are passed on."""
 
 _T = TypeVar("_T")
+
+
+Printable = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z", max_length=HEADER_CHARACTERS)]
+"""ASCII without control characters: what HTTP can carry as it is."""
+Headers = Annotated[tuple[tuple[Printable, Printable], ...], msgspec.Meta(max_length=HEADERS)]
 
 
 class Asked(msgspec.Struct, frozen=True):
     """An API request without its body."""
 
-    method: str
-    path: str
-    headers: tuple[tuple[str, str], ...]
-    body_bytes: int
+    method: Printable
+    path: Printable
+    headers: Headers
+    body_bytes: Annotated[int, msgspec.Meta(ge=0, le=REQUEST_BODY)]
 
 
 class Answering(msgspec.Struct, frozen=True):
     """The beginning of an answer."""
 
-    status: int
-    headers: tuple[tuple[str, str], ...]
+    status: Annotated[int, msgspec.Meta(ge=200, le=599)]
+    headers: Headers
 
 
 class StreamedAnswer:
@@ -59,7 +70,8 @@ class StreamedAnswer:
 async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedAnswer]:
     """Send `request`; leaving the context ends it over there. LinkLost or PeerError when the other node fails."""
     try:
-        asked = Asked(request.method, request.path, request.headers, len(request.body))
+        headers = tuple(pair for pair in request.headers if all(map(_is_plain, pair)))
+        asked = Asked(request.method, request.path, headers, len(request.body))
         await stream.send_frame(msgspec.msgpack.encode(asked))
         for at in range(0, len(request.body), PIECE):
             await stream.send_frame(request.body[at : at + PIECE])
@@ -74,25 +86,47 @@ async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedA
 
 
 async def answer(stream: Stream, app: ASGIApp) -> None:
-    """Serve the one request of `stream` on `app`. MeshError when the asking node goes away or breaks the rules."""
-    asked = _decode(await stream.receive_frame(), Asked)
-    if not 0 <= asked.body_bytes <= REQUEST_BODY:
-        raise PeerError("a passed request with an impossible body")
-    body = bytearray()
-    while len(body) < asked.body_bytes:
-        body += await stream.receive_frame()
-    if len(body) != asked.body_bytes:
-        raise PeerError("a passed request with another body than announced")
-    request = PassedRequest(asked.method, asked.path, asked.headers, bytes(body))
+    """Serve the one request of `stream` on `app`. Raises LinkLost (the asker is gone) or PeerError (it lies)."""
+    request: PassedRequest | None = None
+    with trio.move_on_after(ASKED_S):
+        request = await _receive(stream)
+    if request is None:
+        raise PeerError("a passed request that did not come to its end")
+    failed: MeshError | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
-        async with answer_here(app, request) as answered:
-            await stream.send_frame(msgspec.msgpack.encode(Answering(answered.status, answered.headers)))
-            async for chunk in answered.chunks:
-                for at in range(0, len(chunk), PIECE):
-                    await stream.send_frame(chunk[at : at + PIECE])
-            await stream.send_frame(b"")
+        try:
+            async with answer_here(app, request) as answered:
+                await _send(stream, answered)
+        except MeshError as error:
+            failed = error  # the nursery would wrap it, and the transport looks for what it is
         nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def _receive(stream: Stream) -> PassedRequest:
+    asked = _decode(await stream.receive_frame(), Asked)
+    body = bytearray()
+    while len(body) < asked.body_bytes:
+        piece = await stream.receive_frame()
+        if not piece or len(body) + len(piece) > asked.body_bytes:
+            raise PeerError("a passed request with another body than announced")
+        body += piece
+    return PassedRequest(asked.method, asked.path, asked.headers, bytes(body))
+
+
+async def _send(stream: Stream, answered: PassedAnswer) -> None:
+    await stream.send_frame(msgspec.msgpack.encode(Answering(answered.status, answered.headers)))
+    async for chunk in answered.chunks:
+        for at in range(0, len(chunk), PIECE):
+            await stream.send_frame(chunk[at : at + PIECE])
+    await stream.send_frame(b"")
+
+
+def _is_plain(text: str) -> bool:
+    """A client may write anything into a header; what the other node would refuse is left out."""
+    return text.isascii() and text.isprintable() and len(text) <= HEADER_CHARACTERS
 
 
 async def _cancel_when_gone(stream: Stream, scope: trio.CancelScope) -> None:
