@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from meshnode.app.admin import InviteListing
 from meshnode.app.cli.tables import duration, invites_table, plan_view, size, status_view
+from meshnode.app.cli.view import picture
 from meshnode.core.planning import (
     Demand,
     DeploymentId,
@@ -108,3 +109,12 @@ def test_invites_show_what_became_of_them() -> None:
     assert "in 3 h" in text
     assert "3 d ago" in text
     assert "1/2" in text
+
+
+def test_the_live_picture_has_a_bar_for_whatever_moves() -> None:
+    reading = msgspec.structs.replace(node(DEPLOYMENT), opening={"big": (25, 100)})
+    text = drawn(picture(reading))
+    assert "tiny stage 1 fetching on attic" in text
+    assert "big reading the file" in text
+    assert "25 %" in text
+    assert "━" not in drawn(picture(node()))
