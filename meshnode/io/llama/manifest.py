@@ -7,10 +7,10 @@ its progress, and stops when the callback says so.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 from meshnode.errors import ModelError
@@ -93,7 +93,7 @@ def build_manifest(model: GgufModel, progress: Callable[[int, int], bool] | None
     artifacts = [Artifact(METADATA, len(metadata), hashlib.sha256(metadata).digest())]
     total = sum(tensor.size for tensors in groups.values() for tensor in tensors)
     done = 0
-    files = [path.open("rb", buffering=0) for path in model.files]
+    files = [_SharedFile(path) for path in model.files]
     try:
         for name, tensors in groups.items():
             digest, entries, end = hashlib.sha256(), [], 0
@@ -101,7 +101,7 @@ def build_manifest(model: GgufModel, progress: Callable[[int, int], bool] | None
                 entries.append(TensorEntry(tensor.name, tensor.type, tensor.dims, end, tensor.size))
                 end += tensor.size
                 for at in range(0, tensor.size, _READ_BYTES):
-                    data = _read_at(files[tensor.file].fileno(), tensor.offset + at, min(_READ_BYTES, tensor.size - at))
+                    data = files[tensor.file].read(tensor.offset + at, min(_READ_BYTES, tensor.size - at))
                     digest.update(data)
                     done += len(data)
                     if progress is not None and not progress(done, total):
@@ -113,15 +113,31 @@ def build_manifest(model: GgufModel, progress: Callable[[int, int], bool] | None
     return Manifest(1, architecture_of(model), layer_count(model), tuple(artifacts))
 
 
-def _read_at(descriptor: int, offset: int, length: int) -> bytes:
-    parts: list[bytes] = []
-    while length:
-        data = os.pread(descriptor, length, offset)
-        if not data:
-            raise ModelError("the model file became shorter while it was read", "Do not change it while it is served.")
-        parts.append(data)
-        offset, length = offset + len(data), length - len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+class _SharedFile:
+    """Reads at offsets, from several threads. Not a mapping: a file that becomes shorter would end the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._lock = Lock()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes. Errors: ModelError where the file ends before."""
+        parts: list[bytes] = []
+        while length:
+            with self._lock:
+                self._file.seek(offset)
+                data = self._file.read(length)
+            if not data:
+                raise ModelError(
+                    "the model file became shorter while it was read", "Do not change it while it is served."
+                )
+            parts.append(data)
+            offset, length = offset + len(data), length - len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class ModelArtifacts:
@@ -131,7 +147,7 @@ class ModelArtifacts:
         self._metadata = metadata_bytes(model)
         self._entries = {item.name: item.tensors for item in manifest.artifacts}
         self._places = model.by_name
-        self._files = [path.open("rb", buffering=0) for path in model.files]
+        self._files = [_SharedFile(path) for path in model.files]
 
     def read(self, artifact: str, offset: int, length: int) -> bytes:
         """`length` bytes of `artifact` from `offset`. Errors: ModelError for a range it does not have."""
@@ -149,8 +165,7 @@ class ModelArtifacts:
             start, end = max(offset, entry.offset), min(offset + length, entry.offset + entry.size)
             if start < end:
                 place = self._places[entry.name]
-                descriptor = self._files[place.file].fileno()
-                pieces.append(_read_at(descriptor, place.offset + start - entry.offset, end - start))
+                pieces.append(self._files[place.file].read(place.offset + start - entry.offset, end - start))
         return pieces
 
     def close(self) -> None:
@@ -170,10 +185,3 @@ class ModelArtifacts:
 def open_artifacts(model: GgufModel, manifest: Manifest) -> ModelArtifacts:
     """Reader of the artifacts of a model that this node holds; its `read` feeds `write_slice` and the bulk transfer."""
     return ModelArtifacts(model, manifest)
-
-
-def read_metadata(path: Path) -> GgufModel:
-    """Open a metadata artifact that was fetched to `path`."""
-    from meshnode.io.llama.gguf_file import open_model
-
-    return open_model(path)
