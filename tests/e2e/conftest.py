@@ -10,14 +10,14 @@ import pytest
 from tests.e2e.nodes import RealMesh, until
 
 # Below the whole demonstration model with its buffers and below a half of it, above a third.
-MEMORY = ("--memory", "152MB")
+MEMORY = ("--memory", "153MB")
 
 
 def three_nodes(folder: Path) -> RealMesh:
     """The demonstration model over three nodes, ready to answer."""
     mesh = RealMesh(folder)
     try:
-        mesh.found("one", "--context", "1024", *MEMORY)
+        mesh.found("one", "--context", "2048", *MEMORY)
         mesh.join("two", *MEMORY)
         mesh.join("three", *MEMORY)
         until("the model is served by three stages", mesh.nodes[0].serving)

@@ -54,7 +54,7 @@ class LongStream:
     def _read(self) -> None:
         try:
             stream = self._client.completions.create(
-                model=MODEL_ID, prompt="A", max_tokens=1000, stream=True, temperature=1, extra_body={"ignore_eos": True}
+                model=MODEL_ID, prompt="A", max_tokens=2000, stream=True, temperature=1, extra_body={"ignore_eos": True}
             )
             for _ in stream:
                 self.begun.set()
@@ -132,6 +132,6 @@ def test_a_node_leaves_cleanly_and_its_streams_get_a_terminal_event(own_mesh: Re
 def test_the_founder_restarts_and_serves_with_the_members_it_knows(own_mesh: RealMesh) -> None:
     founder = own_mesh.nodes[0]
     assert founder.stop() == 0
-    founder.start("serve", str(MODEL), "--context", "1024", *MEMORY)
+    founder.start("serve", str(MODEL), "--context", "2048", *MEMORY)
     founder.await_running()
     answers_again(own_mesh)
