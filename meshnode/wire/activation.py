@@ -15,9 +15,10 @@ frame, also when the frame is a FAILED one, so every stage sees the same order. 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from meshnode.errors import PeerError
 from meshnode.wire import limits
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.rowcodec import Dtype, Exponents, Floats, pack, payload_bytes, unpack
+from meshnode.wire.rowcodec import ZERO, Dtype, Exponents, Floats, pack, payload_bytes, unpack
 from meshnode.wire.sampling import MAX_TOP, Sampling
 
 MAGIC: Final = b"MNAF"
@@ -36,6 +37,18 @@ HEADER_BYTES: Final = _HEADER.size
 _TABLE: Final = np.dtype([("position", "<i4"), ("lane", "<u2"), ("flags", "u1"), ("exponent", "i1")])
 _ONE_ROW: Final = struct.Struct("<iHBb")
 _FLAG_LOGITS: Final = 1
+
+
+def _constants(values: Iterable[int], kind: type[np.generic]) -> tuple[NDArray[Any], ...]:
+    arrays = tuple(np.array((value,), kind) for value in values)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+# The arrays of single rows, made once: each made anew costs 7 us with cold caches.
+_ONE_LANE: Final = _constants(range(limits.LANES), np.int32)
+_ONE_FLAG: Final = _constants((0, 1), np.bool_)
 
 META_BYTES: Final = 512 * limits.KIB
 """Lane operations, samples or a failure. One Open takes at most 34 KiB (4096 window ids, 1024 biases), so that a frame
@@ -175,11 +188,8 @@ class Header(msgspec.Struct, frozen=True):
     rows: int
     width: int
     meta_bytes: int
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes behind the header."""
-        return _padded(self.meta_bytes) + self.rows * _TABLE.itemsize + payload_bytes(self.dtype, self.rows, self.width)
+    body_bytes: int
+    """Bytes behind the header."""
 
     @staticmethod
     def parse(data: bytes | bytearray | memoryview) -> Header:
@@ -196,7 +206,8 @@ class Header(msgspec.Struct, frozen=True):
             raise PeerError(f"an activation frame of {rows} rows x {width} and {meta} bytes passes the limits")
         if payload != payload_bytes(dtype, rows, width) or not _consistent(kind, dtype, rows, width, meta):
             raise PeerError("the lengths in an activation frame's header contradict each other")
-        return Header(kind, dtype, _fence(term, run), microbatch, rows, width, meta)
+        body = _padded(meta) + rows * _ONE_ROW.size + payload
+        return Header(kind, dtype, _fence(term, run), microbatch, rows, width, meta, body)
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
@@ -318,12 +329,12 @@ def decode(header: Header, body: bytes | bytearray | memoryview) -> Frame:
 
 
 def _decode_rows(header: Header, view: memoryview, operations: tuple[AnyOperation, ...]) -> Rows:
-    edge = header.rows * _TABLE.itemsize
+    edge = header.rows * _ONE_ROW.size
     if header.rows == 1:
-        position, lane, flag, exponent = _ONE_ROW.unpack(view[:edge])
-        positions, lanes = np.array((position,), np.int32), np.array((lane,), np.int32)
-        logits, exponents = np.array((flag & _FLAG_LOGITS,), np.bool_), np.array((exponent,), np.int8)
+        position, lane, flag, exponent = _ONE_ROW.unpack_from(view)
         possible = position >= 0 and lane < limits.LANES
+        positions, lanes = np.array((position,), np.int32), _ONE_LANE[lane % limits.LANES]
+        logits, exponents = _ONE_FLAG[flag & _FLAG_LOGITS], np.array((exponent,), np.int8) if exponent else ZERO
     else:
         table = np.frombuffer(view[:edge], _TABLE)
         positions, lanes = table["position"].astype(np.int32), table["lane"].astype(np.int32)

@@ -44,7 +44,9 @@ WIRE_DTYPES: Final = {"f16": Dtype.F16, "f32": Dtype.F32, "q8": Dtype.Q8}
 
 _BLOCK: Final = 32
 _Q8: Final = np.dtype([("scale", "<f2"), ("values", "i1", (_BLOCK,))])
-_ZERO: Final = np.zeros(1, np.int8)
+ZERO: Final = np.zeros(1, np.int8)
+"""The exponents of a single ordinary row."""
+ZERO.flags.writeable = False
 _LARGEST_EXPONENT: Final = 15
 """A scaled row reaches at most 2^15, half of what f16 holds: rounding up can never overflow."""
 
@@ -68,7 +70,7 @@ def pack(values: Floats, dtype: Dtype) -> tuple[NDArray[Any], Exponents]:
     Raises StageError("non_finite") when a row holds an infinity or not-a-number.
     """
     if len(values) == 1 and dtype is not Dtype.Q8 and _ordinary(values[0], dtype):
-        return np.ascontiguousarray(values, "<f2" if dtype is Dtype.F16 else "<f4"), _ZERO
+        return np.ascontiguousarray(values, "<f2" if dtype is Dtype.F16 else "<f4"), ZERO
     largest = np.maximum(values.max(axis=1), -values.min(axis=1))
     # max and min hand a not-a-number on, so one look at (rows,) values is enough.
     if not np.isfinite(largest).all():
@@ -117,7 +119,7 @@ def unpack(payload: memoryview, dtype: Dtype, width: int, exponents: Exponents) 
     `payload` has exactly `payload_bytes` bytes. Raises PeerError when a value is not finite.
     """
     rows = len(exponents)
-    if rows == 1 and dtype is not Dtype.Q8 and not exponents[0]:
+    if rows == 1 and dtype is not Dtype.Q8 and (exponents is ZERO or not exponents[0]):
         row = np.frombuffer(payload, "<f2").astype(np.float32) if dtype is Dtype.F16 else np.frombuffer(payload, "<f4")
         if math.isfinite(float(row.dot(row))):
             return row.reshape(1, width)
