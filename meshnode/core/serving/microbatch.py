@@ -62,6 +62,8 @@ class InFlight:
         self.number = 0
         self.chunks = 0
         """Prefill chunks among them."""
+        self.rows = 0
+        """Rows of all of them."""
         self.most = 0
 
     def __len__(self) -> int:
@@ -87,6 +89,7 @@ class InFlight:
         self.number += 1
         self._unanswered.append(Microbatch(self.number, spans, chunk, seatings))
         self.chunks += chunk
+        self.rows += sum(span.rows for span in spans)
         self.most = max(self.most, len(self._unanswered))
         operations, self._operations = tuple(self._operations), []
         return _rows(self._fence, self.number, operations, spans)
@@ -97,6 +100,7 @@ class InFlight:
             raise PeerError("the last stage answered a microbatch out of turn")
         microbatch = self._unanswered.popleft()
         self.chunks -= microbatch.chunk
+        self.rows -= sum(span.rows for span in microbatch.spans)
         return microbatch
 
     def _span(self, sequence: Sequence, most: int) -> Span:
@@ -106,7 +110,6 @@ class InFlight:
         position, rows = sequence.sent, min(most, sequence.pending)
         sequence.sent += rows
         assert sequence.sent <= sequence.reserved
-        sequence.in_flight += 1
         return Span(sequence, sequence.seating, sequence.lane, position, rows, sequence.pending == 0)
 
     def _open(self, sequence: Sequence) -> Open:

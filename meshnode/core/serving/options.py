@@ -38,6 +38,10 @@ class ServingOptions:
     queue_per_lane: int = 4
     queue_wait_s: float = 10.0
     token_timeout_s: float = 30.0
+    """Without progress for so long, and `row_patience_s` more for each row under way, a request has stalled."""
+    row_patience_s: float = 1.0
+    """A 128-row chunk of a model at the edge of slow machines takes a minute, and a token behind it waits as long;
+    a stage that is dead or silent is noticed by other means within 2 s."""
 
     def __post_init__(self) -> None:
         assert self.stages >= 1

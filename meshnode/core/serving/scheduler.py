@@ -134,7 +134,7 @@ class Scheduler:
     def expire(self, now: float) -> list[Event]:
         """End what waited too long: in the queue for a lane, or on a lane for a token."""
         events: list[Event] = []
-        wait, patience = self._options.queue_wait_s, self._options.token_timeout_s
+        wait, patience = self._options.queue_wait_s, self._patience_s
         for sequence in [s for s in self._queue.values() if s.since + wait <= now]:
             self._rejected["queue_timeout"] += 1
             events.append(self._failed(sequence, Overloaded(f"no lane became free in {wait:g} s")))
@@ -144,11 +144,11 @@ class Scheduler:
         return events
 
     def deadline(self) -> float | None:
-        """When `expire` has something to do, as far as is known now."""
+        """When `expire` has something to do, as far as is known now: answers make it earlier or later."""
         queued = min((s.since for s in self._queue.values()), default=None)
         seated = min((s.since for s in self._seated.values() if not _rests(s)), default=None)
         times = [] if queued is None else [queued + self._options.queue_wait_s]
-        times += [] if seated is None else [seated + self._options.token_timeout_s]
+        times += [] if seated is None else [seated + self._patience_s]
         return min(times, default=None)
 
     def statistics(self) -> Statistics:
@@ -179,6 +179,10 @@ class Scheduler:
     @property
     def _queue_most(self) -> int:
         return self._options.queue_per_lane * self._options.lanes
+
+    @property
+    def _patience_s(self) -> float:
+        return self._options.token_timeout_s + self._options.row_patience_s * self._in_flight.rows
 
     def _reject(self, reason: str, error: MeshError) -> None:
         self._rejected[reason] += 1
@@ -211,7 +215,7 @@ class Scheduler:
                 self._seatings += 1
                 sequence.lane, sequence.reserved = self._room.take(cells), cells
                 sequence.seating, sequence.phase, sequence.since = self._seatings, Phase.SEATED, now
-                sequence.opened, sequence.sent, sequence.in_flight = False, 0, 0
+                sequence.opened, sequence.sent = False, 0
                 self._seated[sequence.lane] = sequence
 
     def _unseat(self, sequence: Sequence) -> None:
@@ -297,7 +301,6 @@ class Scheduler:
             raise PeerError("the last stage sampled other rows than were asked for")
         for span in microbatch.spans:
             if span.current:
-                span.sequence.in_flight -= 1
                 span.sequence.since = now
                 self._counts["prompt"] += span.rows if microbatch.chunk else 0
         events: list[Event] = []

@@ -44,8 +44,6 @@ class Sequence:
     reserved: int = 0
     sent: int = 0
     """Positions handed to frames: the next row has this position."""
-    in_flight: int = 0
-    """Frames with rows of this seating that are unanswered."""
     unread: int = 0
     """Tokens delivered and not yet taken by the consumer."""
     chunked: int = 0

@@ -60,7 +60,9 @@ class HeadStream:
                 raise StageLost(f"the connection to a stage broke: {type(error).__name__}") from None
 
     async def aclose(self) -> None:
-        """Close; the other end sees the end of the connection."""
+        """Close; the other end sees the end of the connection. Twice is fine."""
+        if self._socket.fileno() < 0:
+            return
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
@@ -81,12 +83,12 @@ async def secure(
         with trio.fail_after(HANDSHAKE_S):
             await _handshake(stream)
         check(stream.getpeercert(binary_form=True))
+    except (trio.TooSlowError, ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+        stream.close()
+        raise StageLost("a stage did not finish its handshake") from None
     except ssl.SSLError as error:
         stream.close()
         raise PeerError(f"a stage's certificate is refused, or it refused ours: {error.reason}") from None
-    except (trio.TooSlowError, OSError):
-        stream.close()
-        raise StageLost("a stage did not finish its handshake") from None
     except BaseException:
         stream.close()
         raise

@@ -31,6 +31,9 @@ HEARTBEAT_S: Final = 0.25
 GREETING_S: Final = 5.0
 """As everywhere before a neighbour is known (NETWORK)."""
 
+_LOOK_S: Final = 5.0
+"""The longest time between two looks at the clock while there is a request."""
+
 _READ_BYTES: Final = 64 * 1024
 """One read: samples of a microbatch are 100 bytes, the largest answer is META_BYTES."""
 
@@ -73,7 +76,10 @@ class HeadPipeline:
         self._heard = self._sent = -inf
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Greet both neighbours and serve until cancelled. Raises StageLost when the pipeline is gone."""
+        """Greet both neighbours and serve until cancelled; both streams are closed then.
+
+        Raises StageLost when the pipeline is gone.
+        """
         error = StageLost("the pipeline was stopped")
         try:
             await self._greet()
@@ -87,6 +93,7 @@ class HeadPipeline:
             error = _first(group)
         finally:
             self._deliver(self._scheduler.lose(error))
+            await self.aclose()
         raise error
 
     @asynccontextmanager
@@ -122,7 +129,7 @@ class HeadPipeline:
         return self._scheduler.statistics()
 
     async def aclose(self) -> None:
-        """Close both streams; `run` then ends with StageLost."""
+        """Close both streams; `run` then ends with StageLost. Twice is fine."""
         for stream in (self._to_first, self._from_last):
             with trio.move_on_after(1) as scope:
                 scope.shield = True
@@ -227,7 +234,8 @@ class HeadPipeline:
 
     def _set_timer(self) -> None:
         deadline = self._scheduler.deadline()
-        self._timer.deadline = inf if deadline is None else deadline
+        # Answers may bring it forward: look again after a while.
+        self._timer.deadline = inf if deadline is None else min(deadline, trio.current_time() + _LOOK_S)
 
 
 class _Tokens:

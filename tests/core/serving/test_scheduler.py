@@ -370,13 +370,16 @@ def test_a_stage_that_always_blames_others_does_not_keep_a_request_for_ever() ->
 
 
 def test_r57_no_token_for_too_long_ends_a_request_and_frees_its_lane() -> None:
-    head = Head(token_timeout_s=30)
-    head.submit("a", prompt=range(20), max_tokens=9)
+    head = Head(token_timeout_s=30, row_patience_s=0.5)
+    head.submit("a", prompt=range(16), max_tokens=9)
     head.send()
+    assert head.scheduler.deadline() == pytest.approx(30 + 16 * 0.5), "rows under way take their time"
     head.now = 20.0
     head.step()
-    assert head.scheduler.deadline() == pytest.approx(50.0), "a chunk that was answered counts as progress"
-    head.take(head.scheduler.expire(50.0))
+    assert head.scheduler.deadline() == pytest.approx(20 + 30 + 8 * 0.5), "a chunk that was answered is progress"
+    head.take(head.scheduler.expire(53.9))
+    assert not head.ends
+    head.take(head.scheduler.expire(54.0))
     assert isinstance(head.ends["a"], TimedOut)
     assert head.scheduler.statistics().lanes_busy == 0
 
