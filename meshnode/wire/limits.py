@@ -96,13 +96,7 @@ STAGE_HANDSHAKES: Final = 2
 BULK_READ: Final = 256 * KIB
 """The most that one read of raw bytes returns; TLS hands them over in records of 16 KiB anyway."""
 
-MANIFEST_BYTES: Final = 16 * MIB
-"""A model of 10,000 tensors needs 2 MiB; the key-values travel as an artifact of their own."""
-
 # --- membership -----------------------------------------------------------------------------------------
-
-ANNOUNCEMENT: Final = 2 * KIB
-"""Signed bytes of one announcement (NETWORK)."""
 
 ADDRESSES: Final = 8
 """Addresses in one announcement."""
