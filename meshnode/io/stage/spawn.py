@@ -21,6 +21,7 @@ import trio
 
 import meshnode
 from meshnode.errors import StageLost
+from meshnode.io.stage import descriptors
 
 _LINES = 20
 """Lines of its output that an error quotes at most; native aborts print 5 to 15."""
@@ -48,7 +49,11 @@ class ChildProcess:
     async def start(
         nursery: trio.Nursery, name: str, module: str, environment: Mapping[str, str], arguments: Sequence[str] = ()
     ) -> ChildProcess:
-        """Start it; its watcher lives in `nursery`, whose cancellation kills the child."""
+        """Start it; its watcher lives in `nursery`, whose cancellation kills the child.
+
+        Raises ConfigError on systems that cannot pass descriptors: without them no child can have its socket pair.
+        """
+        descriptors.require()
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         try:

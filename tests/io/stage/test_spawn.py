@@ -70,8 +70,9 @@ def test_more_descriptors_than_expected_are_closed():
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_system_without_descriptor_passing_is_told_so(monkeypatch):
+async def test_a_system_without_descriptor_passing_is_told_so_before_anything_starts(monkeypatch):
     monkeypatch.setattr(descriptors, "available", lambda: False)
-    with pytest.raises(ConfigError) as caught:
-        descriptors.require()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ConfigError) as caught:
+            await ChildProcess.start(nursery, "a child", "meshnode.no_such_module", {})
     assert caught.value.hint
