@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,13 +49,13 @@ def until(what: str, look: Callable[[], Any], timeout: float = WAIT_S) -> Any:
         value = look()
         if value:
             return value
-        select_nothing(0.05)
+        give_way(0.05)
     raise AssertionError(f"never happened within {timeout:g} s: {what}")
 
 
-def select_nothing(seconds: float) -> None:
+def give_way(seconds: float) -> None:
     """Yield the processor to the processes under test; what is awaited is a condition, never this time."""
-    signal.sigtimedwait([], seconds)
+    threading.Event().wait(seconds)
 
 
 class RealNode:
