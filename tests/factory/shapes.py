@@ -34,7 +34,7 @@ class Shape:
 
 _MIXTURE = {"expert_count": 4, "expert_used_count": 2}
 _LATENT = (
-    "attn_norm!=E ffn_norm!=E attn_q_a=E,32 attn_q_a_norm!=32 attn_q_b=32,N*48 attn_kv_a_mqa=E,80 attn_kv_a_norm!=64 "
+    "attn_norm!=E ffn_norm!=E attn_q_a=E,32 attn_q_a_norm!=32 attn_q_b=32,N*64 attn_kv_a_mqa=E,96 attn_kv_a_norm!=64 "
     "attn_k_b=32,64,N attn_v_b=64,32,N attn_output=N*32,E"
 )
 
@@ -86,11 +86,11 @@ SHAPES = {
             "leading_dense_block_count": 1,
             "attention.q_lora_rank": 32,
             "attention.kv_lora_rank": 64,
-            "attention.key_length": 80,
+            "attention.key_length": 96,
             "attention.value_length": 64,
-            "attention.key_length_mla": 48,
+            "attention.key_length_mla": 64,
             "attention.value_length_mla": 32,
-            "rope.dimension_count": 16,
+            "rope.dimension_count": 32,
             "attention.head_count_kv": 1,
             "expert_weights_scale": 1.0,
         },
