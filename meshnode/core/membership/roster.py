@@ -67,10 +67,12 @@ class Roster:
         if entry is not None:
             self.entries[node] = Entry(entry.record, entry.body, entry.received_at, left=True)
 
-    def forget(self, older_than: float) -> None:
-        """Drop who was last heard of before `older_than`."""
-        for node in [node for node, entry in self.entries.items() if entry.received_at < older_than]:
-            del self.entries[node]
+    def forget(self, older_than: float) -> list[NodeId]:
+        """Drop who was last heard of before `older_than`; their ids."""
+        gone = [node for node, entry in self.entries.items() if entry.received_at < older_than]
+        for node in gone:
+            del self.entries[node], self.authors[node], self.chains[node]
+        return gone
 
     def body(self, node: NodeId) -> Body | None:
         """What `node` last said, if it is a member that has not left."""

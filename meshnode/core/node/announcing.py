@@ -63,9 +63,8 @@ def cached(slices: Mapping[str, Ranges]) -> dict[str, Ranges]:
 
 def artifacts(slices: Mapping[str, Ranges]) -> dict[str, tuple[str, ...]]:
     """Names of the cached layers, as the planner counts them."""
-    return {
-        digest: tuple(
-            layer_name(layer) for first, last in ranges[:RANGES] for layer in range(first, min(last, first + 512))
-        )
-        for digest, ranges in slices.items()
-    }
+    found = {}
+    for digest, ranges in slices.items():
+        layers = (layer for first, last in ranges[:RANGES] for layer in range(first, min(last, LAYERS)))
+        found[digest] = tuple(layer_name(layer) for layer in layers)
+    return found

@@ -50,7 +50,7 @@ from meshnode.wire.messages import (
 REFRESH_S = 60.0
 """An announcement is repeated so often, and lives three times as long."""
 FORGET_S = 24 * 3600.0
-"""A lost peer stays listed (and dialed) for a day."""
+"""A lost peer stays listed (and dialed) for a day, and its numbers are remembered as long."""
 ANNOUNCE_MIN_S = 0.2
 """Changes within this time travel together."""
 
@@ -384,6 +384,8 @@ class Mediator:
             self._announce_at = now + ANNOUNCE_MIN_S
 
     def _announce(self, now: float) -> None:
+        for gone in self.roster.forget(now - FORGET_S):
+            self.links.forget(gone)
         self._sequence += 1
         body = Body(
             mesh=self.authority.mesh,

@@ -303,6 +303,32 @@ def test_introductions_travel_once_per_link(mesh: World) -> None:
     assert len(chains) < 20
 
 
+def test_a_peer_that_was_away_for_a_day_is_forgotten(mesh: World) -> None:
+    mesh.crash("c")
+    mesh.run(2)
+    assert [peer.name for peer in mesh.status("a").peers if peer.state != "linked"] == ["c"]
+    mesh.nodes["a"].handle(on.TimePassed(), mesh.now + 25 * 3600)
+    mesh.nodes["a"].handle(on.TimePassed(), mesh.now + 25 * 3600 + 61)
+    assert "c" not in {peer.name for peer in mesh.status("a").peers}
+
+
+def test_cached_slices_are_told_and_count_for_the_planner(mesh: World) -> None:
+    digest = footprint().manifest_digest
+    mesh.hand("b", on.CacheChanged({digest: ((2, 5), (7, 8))}))
+    mesh.run(1)
+    seen = next(node for node in mesh.nodes["a"].inventory("") if node.name == "b")
+    assert seen.cached == {digest: ("layer.2", "layer.3", "layer.4", "layer.7")}
+
+
+def test_an_announcement_fits_whatever_others_make_the_node_hold(mesh: World) -> None:
+    model = footprint(9, name="m" * 128)
+    for index in range(40):
+        mesh.serve("a", model, f"{index:064d}")
+    mesh.nodes["a"].cached = {f"{index:064x}": tuple((2 * i, 2 * i + 1) for i in range(100)) for index in range(30)}
+    mesh.run(5)
+    assert mesh.status("b").peers[0].state == "linked"
+
+
 def _stages(world: World, name: str) -> list[ClaimedStage]:
     held = next(iter(world.nodes[name].ledger.held.values()))
     return held.own(world.nodes[name].node)
