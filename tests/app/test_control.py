@@ -7,8 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from meshnode.app.control import OUTGOING, SEND_S, ControlLinks
+from meshnode.app.control import CROSSWISE_S, OUTGOING, SEND_S, ControlLinks
 from meshnode.core.node.events import Event, LinkClosed, LinkOpened, Received
+from meshnode.errors import LinkLost
 from meshnode.identity.ids import NodeId
 from meshnode.io.transport.stream import Stream
 from meshnode.wire.messages import Leave, Ping, Pong, Unknown, decode, encode
@@ -216,3 +217,16 @@ async def test_draining_sends_what_was_queued_and_takes_no_more(two: Two) -> Non
     await two.high.until(Received(low, Leave()))
     assert Received(low, Ping(49)) in two.high.events
     assert Received(low, Ping(999)) not in two.high.events
+
+
+async def test_a_crosswise_link_that_is_not_let_go_of_is_closed(two: Two, mock_clock: MockClock) -> None:
+    await two.linked()
+    before = list(two.low.events)
+    stream = await two.high.member.dial(two.low.member, StreamClass.CONTROL)
+    await stream.send_frame(encode(Ping(1)))
+    await wait_all_tasks_blocked()
+    mock_clock.jump(CROSSWISE_S)
+    with pytest.raises(LinkLost):
+        await stream.receive_frame()
+    await stream.aclose()
+    assert two.low.events == before

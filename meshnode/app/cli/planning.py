@@ -34,7 +34,10 @@ def plan(model: Path, memories: Sequence[str], flags: Mapping[str, object], as_j
     if as_json:
         write_json(answer)
     elif answer.plan is not None:
-        Console(highlight=False).print(plan_view(answer.plan))
+        console = Console(highlight=False)
+        console.print(plan_view(answer.plan))
+        if request.footprint.whole_only:
+            console.print(f"cannot be split: {request.footprint.whole_only}", markup=False, style="yellow")
     elif answer.shortfall is not None:
         Console(highlight=False, stderr=True, soft_wrap=True).print(answer.shortfall.text(), markup=False)
     return 0 if answer.plan is not None else 1
