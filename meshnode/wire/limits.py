@@ -100,3 +100,15 @@ BULK_READ: Final = 256 * KIB
 
 ADDRESSES: Final = 8
 """Addresses in one announcement."""
+
+ANNOUNCEMENT_TTL_MS: Final = 180_000
+"""Three refreshes: a node that was not heard of for so long is not planned with."""
+
+GOSSIP_ID: Final = 16
+"""Bytes of an id: collisions of honest records are impossible, and a forged one hides only its forger's own."""
+
+GOSSIP_IDS: Final = 2048
+"""Ids in one message, 37 KB: 512 members with an announcement, and every one of them suspected by three."""
+
+GOSSIP_BUCKETS: Final = 16
+"""Parts that two rosters are compared in: one change at 256 nodes then costs 16 ids instead of 256."""

@@ -5,7 +5,11 @@ Growth is additive: unknown fields are ignored, missing ones take their defaults
 (`limits.CONTROL_FRAME`) and by `decode`.
 
     Introduce, Announce, Leave            who is there            core/membership
-    Ping, Pong                            is the link alive       core/membership
+    WhoIs -> Introduce, Announce          whose certificate       core/membership
+    Have -> Want -> (what was wanted)     what is new             core/membership
+    Summary -> Buckets -> Holding         what differs            core/membership
+    Suspect, Revoke                       who is to be left out   core/membership
+    Ping -> Pong, Probe -> Probed         is the peer alive       core/membership
     Claim -> Grant | Refuse               may I use your memory   core/coordination
     Prepare -> Progress*, Ready | Failed  fetch, start, load      core/coordination
     Connect -> Connected | Failed         dial the next stage     core/coordination
@@ -19,7 +23,7 @@ import msgspec
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
-from meshnode.wire.limits import STAGES
+from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS, GOSSIP_BUCKETS, GOSSIP_ID, GOSSIP_IDS, STAGES
 
 OP_CHARACTERS = 64
 """Of an unknown op that are told back: the longest of ours has 9."""
@@ -41,6 +45,76 @@ class Announce(Message, frozen=True):
     author: NodeId
     body: bytes
     signature: bytes
+    remaining_ms: int = ANNOUNCEMENT_TTL_MS
+    """How long it still counts, from receipt. Not signed: a receiver only ever shortens what is left."""
+
+
+class Suspect(Message, frozen=True):
+    """A suspicion exactly as its author signed it (core/membership/suspicion)."""
+
+    author: NodeId
+    body: bytes
+    signature: bytes
+
+
+class Revoke(Message, frozen=True):
+    """A revocation list exactly as its issuer signed it (identity/revocation)."""
+
+    chain: tuple[bytes, ...]
+    """Certificate of the issuer, DER, root left out; empty for a list of the root itself."""
+    body: bytes
+    signature: bytes
+
+
+class WhoIs(Message, frozen=True):
+    """Answered by an Introduce of each author that is known, and its announcement."""
+
+    authors: tuple[NodeId, ...]
+
+
+class Have(Message, frozen=True):
+    """Ids of announcements, suspicions and lists that the sender has: the first 16 bytes of each one's SHA-256."""
+
+    ids: tuple[bytes, ...]
+
+
+class Want(Message, frozen=True):
+    """Ids whose content the sender lacks; answered by what the receiver still has of them."""
+
+    ids: tuple[bytes, ...]
+
+
+class Summary(Message, frozen=True):
+    """A hash over all ids the sender has; answered by Buckets or Holding when the receiver's differs."""
+
+    root: bytes
+
+
+class Buckets(Message, frozen=True):
+    """A hash for each of the 16 parts of the sender's ids, by their first half byte."""
+
+    hashes: tuple[bytes, ...]
+
+
+class Holding(Message, frozen=True):
+    """All ids of the sender in these buckets; answered by Have and Want of the difference."""
+
+    buckets: tuple[int, ...]
+    ids: tuple[bytes, ...]
+
+
+class Probe(Message, frozen=True):
+    """Can you reach `target`? Answered by Probed with the same number, or not at all."""
+
+    target: NodeId
+    nonce: int
+
+
+class Probed(Message, frozen=True):
+    """Answer to a Probe."""
+
+    nonce: int
+    reached: bool
 
 
 class Leave(Message, frozen=True):
@@ -209,6 +283,16 @@ AnyMessage = (
     | Leave
     | Ping
     | Pong
+    | WhoIs
+    | Have
+    | Want
+    | Summary
+    | Buckets
+    | Holding
+    | Suspect
+    | Revoke
+    | Probe
+    | Probed
     | Claim
     | Grant
     | Refuse
@@ -264,4 +348,22 @@ def decode(frame: bytes) -> AnyMessage | Unrecognised:
         raise PeerError(f"malformed control message: {error}") from None
     if isinstance(message, Claim) and not 0 < len(message.stages) <= STAGES:
         raise PeerError(f"a claim names {len(message.stages)} stages, at most {STAGES} are allowed")
+    _check_gossip(message)
     return message
+
+
+def _check_gossip(message: AnyMessage) -> None:
+    match message:
+        case Have(ids=ids) | Want(ids=ids) | Holding(ids=ids):
+            if len(ids) > GOSSIP_IDS or any(len(each) != GOSSIP_ID for each in ids):
+                raise PeerError("a malformed list of ids")
+        case WhoIs(authors=authors):
+            if len(authors) > GOSSIP_IDS:
+                raise PeerError("too many authors are asked for")
+        case Buckets(hashes=hashes):
+            if len(hashes) != GOSSIP_BUCKETS:
+                raise PeerError("a malformed list of buckets")
+        case _:
+            pass
+    if isinstance(message, Holding) and not set(message.buckets) <= set(range(GOSSIP_BUCKETS)):
+        raise PeerError("a bucket that does not exist")

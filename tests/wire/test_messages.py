@@ -13,6 +13,7 @@ from meshnode.wire.messages import (
     Abort,
     Announce,
     AnyMessage,
+    Buckets,
     Claim,
     ClaimedStage,
     Commit,
@@ -20,18 +21,27 @@ from meshnode.wire.messages import (
     Connected,
     Failed,
     Grant,
+    Have,
+    Holding,
     Hop,
     Introduce,
     Leave,
     Ping,
     Pong,
     Prepare,
+    Probe,
+    Probed,
     Progress,
     Ready,
     Refuse,
+    Revoke,
     RunOptions,
+    Summary,
+    Suspect,
     Unknown,
     Unrecognised,
+    Want,
+    WhoIs,
     decode,
     encode,
 )
@@ -67,7 +77,7 @@ PREPARE = Prepare(
 )
 ALL: list[AnyMessage] = [
     Introduce((b"leaf", b"issuer")),
-    Announce(A, b"body", b"signature"),
+    Announce(A, b"body", b"signature", 1500),
     Leave(),
     Ping(1),
     Pong(2**63),
@@ -83,6 +93,16 @@ ALL: list[AnyMessage] = [
     Commit(FENCE),
     Abort(FENCE, "withdrawn"),
     Unknown("later"),
+    WhoIs((A, B)),
+    Have((bytes(16),)),
+    Want((bytes(16), b"x" * 16)),
+    Summary(b"root"),
+    Buckets((b"hash",) * limits.GOSSIP_BUCKETS),
+    Holding((0, 15), (bytes(16),)),
+    Suspect(A, b"body", b"signature"),
+    Revoke((b"issuer",), b"body", b"signature"),
+    Probe(A, 7),
+    Probed(7, True),
 ]
 
 FENCE_GOLDEN = "a566656e6365 82 a47465726d 03 a372756e b0 30313233343536373839616263646566"
@@ -183,6 +203,28 @@ def test_a_long_unknown_op_is_cut() -> None:
 def test_what_is_no_message_is_the_peers_error(frame: bytes) -> None:
     with pytest.raises(PeerError, match="malformed"):
         decode(frame)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Have((bytes(15),)),
+        Want((bytes(16),) * (limits.GOSSIP_IDS + 1)),
+        WhoIs((A,) * (limits.GOSSIP_IDS + 1)),
+        Buckets((b"",) * (limits.GOSSIP_BUCKETS + 1)),
+        Holding((limits.GOSSIP_BUCKETS,), ()),
+        Holding((-1,), ()),
+    ],
+)
+def test_lists_of_gossip_are_bounded(message: AnyMessage) -> None:
+    with pytest.raises(PeerError):
+        decode(encode(message))
+
+
+def test_an_announcement_of_an_older_node_counts_for_its_whole_time() -> None:
+    told = fields(ALL[1])
+    del told["remaining_ms"]
+    assert decode(msgpack.packb(told)) == Announce(A, b"body", b"signature", limits.ANNOUNCEMENT_TTL_MS)
 
 
 @pytest.mark.parametrize("count", [0, limits.STAGES + 1])
