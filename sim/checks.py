@@ -1,0 +1,214 @@
+"""What must hold at every step, judged from outside the code under test.
+
+    forged        an applied announcement was really signed by the member it names, and is exactly that record
+    rolled back   no node ever holds an older number of an author than it held before
+    two drivers   at most one coordinator drives a stage, and no order of a lower term is obeyed after a higher one
+    broken word   a grant that was sent is on disk, and the terms come back after a restart
+    overbooked    reservations never exceed a machine's memory
+    unbounded     queues, rosters, frames and effects of one event have limits
+    spinning      time passes: a node does not handle events for ever at one instant
+    revoked       no link to a revoked peer, and no plan with it, after the bound
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshnode.core.membership.announcement import Body
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.identity.domains import Domain
+from meshnode.identity.ids import NodeId, short
+from meshnode.wire.fence import Fence
+from meshnode.wire.limits import CONTROL_FRAME
+from meshnode.wire.messages import Grant, Ping, Pong, encode
+
+if TYPE_CHECKING:
+    from sim.machine import Machine
+    from sim.world import World
+
+EFFECTS = 2048
+"""Of one event: a whole roster of 512 to a new link, twice over, and room."""
+ROSTER = 512
+INSTANT = 2000
+"""Events of one node at one instant; a link that carries a whole roster brings 1024."""
+
+
+class Violation(Exception):
+    """A rule was broken; the first one ends the run."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule, self.detail = rule, detail
+
+
+@dataclass
+class Life:
+    """What the checkers remember of one node while it lives."""
+
+    numbers: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
+    entries: dict[NodeId, object] = field(default_factory=dict)
+    instant: float = -1.0
+    at_instant: int = 0
+
+
+@dataclass
+class Word:
+    """What a node promised, over all its lives."""
+
+    granted: dict[str, int] = field(default_factory=dict)
+    driven: dict[str, tuple[Fence, NodeId]] = field(default_factory=dict)
+
+
+class Checks:
+    """All checkers of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.lives: dict[NodeId, Life] = {}
+        self.words: dict[NodeId, Word] = {}
+        self.applied = 0
+        self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
+
+    def fail(self, rule: str, detail: str) -> None:
+        """End the run."""
+        raise Violation(rule, detail)
+
+    # --- lives --------------------------------------------------------------------------------------------------
+
+    def started(self, machine: Machine) -> None:
+        """A node came up: its terms must be back."""
+        self.lives[machine.node] = Life()
+        word = self.words.setdefault(machine.node, Word())
+        word.driven.clear()
+        assert machine.mediator is not None
+        promised = machine.mediator.ledger.promised
+        for deployment, term in word.granted.items():
+            if promised.get(deployment, 0) < term:
+                self.fail("broken word", f"{machine.name} granted term {term} and knows {promised} after a restart")
+
+    def crashed(self, machine: Machine) -> None:
+        """Its stages died with it."""
+        self.words[machine.node].driven.clear()
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def handled(self, machine: Machine, event: on.Event, effects: list[do.Effect]) -> None:
+        """After every event of every node."""
+        life = self.lives[machine.node]
+        if life.instant == self.world.now:
+            life.at_instant += 1
+            if life.at_instant > INSTANT:
+                self.fail("spinning", f"{machine.name} handles {type(event).__name__} for ever")
+        else:
+            life.instant, life.at_instant = self.world.now, 0
+        if len(effects) > EFFECTS:
+            self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
+        if not (isinstance(event, on.Received) and isinstance(event.message, Ping | Pong)):
+            self._roster(machine, life)
+
+    def obeys(self, machine: Machine, effect: do.Effect) -> None:
+        """Before every effect is carried out."""
+        match effect:
+            case do.Send(message=Grant() as grant):
+                self._grants(machine, grant)
+            case do.Send(message=message):
+                if len(encode(message)) > CONTROL_FRAME:
+                    self.fail("unbounded", f"{machine.name} sends {type(message).__name__} beyond a frame")
+            case do.PrepareStage(order=order):
+                self._drives(machine, order.deployment, order.fence)
+            case do.StopStages(fence=fence):
+                driven = self.words[machine.node].driven
+                for deployment in [key for key, (held, _) in driven.items() if held == fence]:
+                    del driven[deployment]
+            case _:
+                pass
+
+    def _roster(self, machine: Machine, life: Life) -> None:
+        assert machine.mediator is not None
+        entries = machine.mediator.roster.entries
+        if len(entries) > ROSTER:
+            self.fail("unbounded", f"{machine.name} lists {len(entries)} members")
+        for author, entry in entries.items():
+            if life.entries.get(author) is entry:
+                continue
+            life.entries[author] = entry
+            self.applied += 1
+            body = self._judge(author, entry.record.body, entry.record.signature)
+            if body is None or entry.record.author != author or entry.body != body:
+                self.fail("forged", f"{machine.name} believes what {short(author)} never said")
+            elif body.number < life.numbers.get(author, (0, 0)):
+                self.fail("rolled back", f"{machine.name} went back to {body.number} of {body.name}")
+            else:
+                life.numbers[author] = body.number
+
+    def _judge(self, author: NodeId, raw: bytes, signature: bytes) -> Body | None:
+        """The body that `author` really signed; None for any other."""
+        key = (author, raw, signature)
+        if key not in self.judged:
+            signed = self.world.mint.signed.get(author, {}).get(raw) is Domain.ANNOUNCEMENT
+            proven = signed and author in self.world.machines and self._verifies(author, raw, signature)
+            self.judged[key] = msgspec.msgpack.decode(raw, type=Body) if proven else None
+        return self.judged[key]
+
+    def _verifies(self, author: NodeId, raw: bytes, signature: bytes) -> bool:
+        authority = self.world.machines[author].authority
+        return authority.admit(authority.chain).signed(Domain.ANNOUNCEMENT, raw, signature)
+
+    def _grants(self, machine: Machine, grant: Grant) -> None:
+        disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, int]) if machine.disk.ledger else {}
+        if disk.get(grant.deployment, 0) < grant.fence.term:
+            self.fail("broken word", f"{machine.name} grants {grant.fence} before it is on disk")
+        granted = self.words[machine.node].granted
+        granted[grant.deployment] = max(granted.get(grant.deployment, 0), grant.fence.term)
+
+    def _drives(self, machine: Machine, deployment: str, fence: Fence) -> None:
+        assert machine.mediator is not None
+        word, ledger = self.words[machine.node], machine.mediator.ledger
+        held = ledger.held.get(fence)
+        if held is None:
+            self.fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
+            return
+        if fence.term < word.granted.get(deployment, 0):
+            self.fail("two drivers", f"{machine.name} obeys term {fence.term} after {word.granted[deployment]}")
+        before = word.driven.get(deployment)
+        if before is not None and before[0] != fence and before[1] != held.claim.coordinator:
+            self.fail("two drivers", f"{machine.name} is driven by two coordinators of {deployment}")
+        word.driven[deployment] = (fence, held.claim.coordinator)
+        if sum(ledger.reserved.values()) > machine.me.memory_usable:
+            self.fail("overbooked", f"{machine.name} reserved {ledger.reserved}")
+
+    # --- after the heal -----------------------------------------------------------------------------------------
+
+    def differences(self) -> list[str]:
+        """What keeps the rosters of the running nodes from being equal and right."""
+        running = self.world.running()
+        found = []
+        for machine in running:
+            assert machine.mediator is not None
+            for other in running:
+                if other is machine:
+                    continue
+                entry = machine.mediator.roster.entries.get(other.node)
+                last = other.authority.announced
+                if entry is None:
+                    found.append(f"{machine.name} does not know {other.name}")
+                elif entry.body.number != last:
+                    found.append(f"{machine.name} holds {entry.body.number} of {other.name}, which said {last}")
+                elif not entry.present:
+                    found.append(f"{machine.name} takes {other.name} for gone")
+        return found
+
+    def orphans(self) -> list[str]:
+        """Runs that a participant still holds although their coordinator does not know them."""
+        found = []
+        for machine in self.world.running():
+            assert machine.mediator is not None
+            for fence, run in machine.mediator.ledger.held.items():
+                coordinator = self.world.machines[run.claim.coordinator].mediator
+                if coordinator is None or coordinator.run_of(fence) is None:
+                    found.append(f"{machine.name} still holds {fence}")
+        return found

@@ -1,0 +1,127 @@
+"""A member that lies: it has a real key and real links, and says on them what no honest node would.
+
+    flipped      another's announcement with one byte changed         must never be applied
+    forged       another's announcement with a new number, signed by the liar
+    replayed     another's announcement that was newer once
+    minted       a member that the liar made itself, and its announcement
+    wrong mesh   its own announcement of another mesh, really signed
+    false claim  a claim in another node's name
+    noise        bytes that are no message
+    lie          two of its own announcements with one number (a copied key looks the same)
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshnode.core.membership.announcement import Body
+from meshnode.identity.domains import Domain, sign
+from meshnode.identity.ids import MeshId, NodeId, node_id_of
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Announce, Claim, ClaimedStage, Introduce, RunOptions, encode
+from sim.agenda import stream
+from sim.network import End
+
+if TYPE_CHECKING:
+    from sim.machine import Machine
+    from sim.world import World
+
+EVERY_S = 0.4
+KEPT = 64
+"""Old announcements of others that it can replay."""
+KINDS = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "noise")
+
+
+class Liar:
+    """Sends forgeries on the links of one machine until `until`."""
+
+    def __init__(self, world: World, machine: Machine, until: float) -> None:
+        self.world, self.machine, self.until = world, machine, until
+        self.random: Random = stream(world.seed, "liar", machine.name)
+        self.told: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.kept: list[Announce] = []
+
+    def begin(self) -> None:
+        """Lie now and then."""
+        self.world.agenda.after(self.random.expovariate(1 / EVERY_S), self._again)
+
+    def _again(self) -> None:
+        if self.world.now >= self.until:
+            return
+        if self.machine.mediator is not None and not self.machine.paused:
+            self.tell(self.random.choice(KINDS))
+        self.begin()
+
+    def tell(self, kind: str) -> None:
+        """Put one lie of this kind on one link."""
+        links = list(self.machine.links.values())
+        mediator = self.machine.mediator
+        if not links or mediator is None:
+            return
+        entries = [entry.record for node, entry in mediator.roster.entries.items() if node != self.machine.node]
+        self.kept = (self.kept + entries)[-KEPT:]
+        end = self.random.choice(links)
+        frames = self._frames(kind, end)
+        self.told[kind] += bool(frames)
+        for frame in frames:
+            self.world.network.send(end, frame)
+
+    def _frames(self, kind: str, end: End) -> list[bytes]:
+        match kind:
+            case "noise":
+                return [self.random.randbytes(self.random.randint(1, 200))]
+            case "minted":
+                return self._minted()
+            case "wrong_mesh":
+                return self._wrong_mesh()
+            case "false_claim":
+                return self._false_claim(end)
+        if not self.kept:
+            return []
+        record = self.random.choice(self.kept)
+        introduction = encode(Introduce(self.world.machines[record.author].authority.chain))
+        match kind:
+            case "flipped":
+                at = self.random.randrange(len(record.body))
+                body = record.body[:at] + bytes([record.body[at] ^ (1 << self.random.randrange(8))]) + record.body[at + 1 :]
+                return [introduction, encode(Announce(record.author, body, record.signature))]
+            case "forged":
+                told = msgspec.msgpack.decode(record.body, type=Body)
+                raw = msgspec.msgpack.encode(msgspec.structs.replace(told, sequence=told.sequence + 1000))
+                return [introduction, encode(Announce(record.author, raw, self._signed(raw)))]
+            case _:
+                return [introduction, encode(record)]
+
+    def _signed(self, raw: bytes) -> bytes:
+        """With the liar's key, past the book in which the checkers look up what was signed."""
+        return sign(self.machine.authority.key, Domain.ANNOUNCEMENT, self.world.mint.mesh, raw)
+
+    def _minted(self) -> list[bytes]:
+        chain, key, spki = self.world.mint.stranger_of(self.machine.authority)
+        body = self._body(node_id_of(spki), self.world.mint.mesh)
+        raw = msgspec.msgpack.encode(body)
+        signature = sign(key, Domain.ANNOUNCEMENT, self.world.mint.mesh, raw)
+        return [encode(Introduce(chain)), encode(Announce(body.node, raw, signature))]
+
+    def _wrong_mesh(self) -> list[bytes]:
+        other = MeshId(node_id_of(b"another mesh"))
+        raw = msgspec.msgpack.encode(self._body(self.machine.node, other))
+        signature = sign(self.machine.authority.key, Domain.ANNOUNCEMENT, other, raw)
+        return [encode(Announce(self.machine.node, raw, signature))]
+
+    def _body(self, node: NodeId, mesh: MeshId) -> Body:
+        name = f"{self.machine.name}-false"
+        return Body(mesh, node, 1 << 20, 1, name, (f"{name}:1",), self.machine.me.memory_usable)
+
+    def _false_claim(self, end: End) -> list[bytes]:
+        others = [node for node in self.world.machines if node not in (self.machine.node, end.peer)]
+        if not others:
+            return []
+        fence = Fence(Term(5), RunId(self.random.randbytes(8).hex()))
+        options = RunOptions(256, 4, 128, "f16", flash_attention=False)
+        stage = ClaimedStage(0, end.peer, 0, 12, 1, 1, 1)
+        claim = Claim(fence, "f" * 16, "model", "0" * 64, "0" * 64, self.random.choice(others), 12, options, (stage,))
+        return [encode(claim)]

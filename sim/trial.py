@@ -1,0 +1,155 @@
+"""One run of one world: first everything that can go wrong, then a quiet world in which all must come right in time."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from meshnode.core.coordination.run import State
+from meshnode.core.membership.rules import Rules
+from sim.agenda import stream
+from sim.checks import Violation
+from sim.faults import Faults
+from sim.liar import Liar
+from sim.profiles import PROFILES
+from sim.world import World
+
+FAULTY = 0.4
+"""Share of a run in which faults strike; the rest is for coming right."""
+CONVERGE_S = 25.0
+"""After the heal until all rosters are equal: a redial waits 10 s at most, a dead stream up to 8 s, gossip 5 s."""
+ORPHANS_S = 30.0
+"""After the heal until nobody holds a run that its coordinator does not know."""
+SERVE_S = 75.0
+"""After the heal until the model is served: a node that failed is left out for 30 s, and plans wait 30 s at most."""
+JOIN_S = 1.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What, together with the code, decides every byte of a run."""
+
+    seed: int
+    nodes: int = 20
+    profile: str = "wan"
+    until: float = 120.0
+    rules: Rules = Rules()
+
+    @property
+    def command(self) -> str:
+        """Repeats the run."""
+        return (
+            f"python -m sim --seed {self.seed} --nodes {self.nodes} --profile {self.profile} --until {self.until:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    setting: Setting
+    trace: str
+    events: int
+    ended_at: float
+    rule: str = ""
+    """The broken one; empty when all held."""
+    detail: str = ""
+    tail: tuple[str, ...] = ()
+    """The last events before it, the last one is the bad one."""
+    applied: int = 0
+    lies: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether every rule held."""
+        return not self.rule
+
+
+def run(setting: Setting) -> Outcome:
+    """Simulate one world; rules that are broken are found in the outcome."""
+    world = World(setting.seed, PROFILES[setting.profile], setting.rules)
+    rule = detail = ""
+    liars: list[Liar] = []
+    try:
+        liars = _live(world, setting)
+    except Violation as violation:
+        rule, detail = violation.rule, violation.detail
+    except Exception:  # whatever the core raises is what this is looking for
+        rule, detail = "exception", traceback.format_exc(limit=-6)
+    return Outcome(
+        setting=setting,
+        trace=world.trace,
+        events=world.events,
+        ended_at=world.now,
+        rule=rule,
+        detail=detail,
+        tail=tuple(world.tail[-12:]) if rule else (),
+        applied=world.checks.applied,
+        lies=sum(sum(liar.told.values()) for liar in liars),
+    )
+
+
+def _live(world: World, setting: Setting) -> list[Liar]:
+    healed_at = setting.until * FAULTY
+    populate(world, setting.nodes)
+    machines = list(world.machines.values())
+    served = machines[-1]
+    world.agenda.at(JOIN_S * 2, lambda: world.serve(served) if served.mediator is not None else None)
+    faults = Faults(world, healed_at)
+    faults.begin()
+    liars = [Liar(world, machine, healed_at) for machine in machines[1 : 1 + world.profile.liars]]
+    for liar in liars:
+        liar.begin()
+    world.agenda.run(healed_at)
+    faults.heal()
+    world.agenda.after(0.0, lambda: world.serve(served) if not _wanted(world) else None)
+    _expect(world, setting, "rosters differ", CONVERGE_S, world.checks.differences)
+    _expect(world, setting, "orphans", ORPHANS_S, world.checks.orphans)
+    _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world))
+    world.agenda.run(setting.until)
+    last = world.checks.differences()
+    if last:
+        world.checks.fail("rosters differ", f"at the end: {last[0]}")
+    return liars
+
+
+def populate(world: World, nodes: int) -> None:
+    """Machines that come up within a second and know the first one's address."""
+    random = stream(world.seed, "begin")
+    for index in range(nodes):
+        machine = world.add(f"n{index}")
+        if index:
+            first = next(iter(world.machines.values()))
+            machine.disk.peers[first.node] = first.me.addresses
+        world.agenda.at(random.uniform(0.0, JOIN_S) if index else 0.0, machine.start)
+
+
+def _expect(world: World, setting: Setting, rule: str, bound: float, defects) -> None:  # type: ignore[no-untyped-def]
+    """Within `bound` of now there must be a moment without defects; a run that ends before proves nothing."""
+    deadline = world.now + bound
+
+    def poll() -> None:
+        found = defects()
+        if not found:
+            return
+        if world.now >= deadline:
+            world.checks.fail(rule, f"{len(found)} after {bound:g} s, first: {found[0]}")
+        world.agenda.after(POLL_S, poll)
+
+    if deadline <= setting.until:
+        poll()
+
+
+def _wanted(world: World) -> bool:
+    return any(machine.mediator and machine.mediator.deployments for machine in world.machines.values())
+
+
+def _unserved(world: World) -> list[str]:
+    return [
+        f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
+        for machine in world.running()
+        if machine.mediator is not None
+        for deployment in machine.mediator.deployments.values()
+        if deployment.run is None or deployment.run.state is not State.SERVING
+    ]

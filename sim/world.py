@@ -1,0 +1,155 @@
+"""The world: machines, ways, one agenda, the checkers, and a hash over everything that happened."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from meshnode.core.membership.rules import Rules
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.core.node.mediator import Mediator, Self
+from meshnode.core.planning import Demand
+from meshnode.core.planning.demand import DeploymentId
+from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
+from meshnode.identity.ids import NodeId
+from sim.agenda import Agenda, stream
+from sim.checks import Checks
+from sim.keys import Mint, SimulatedAuthority
+from sim.machine import Clock, Machine
+from sim.network import Network, Way
+from sim.profiles import Profile
+
+MB = 1_000_000
+LAYERS = 12
+LAYER_MB = 100
+MEMORY_MB = 1200
+"""A machine holds about half of the model: two are needed at least."""
+TAIL = 40
+"""Last events kept for the report of a failure."""
+
+_PACK = struct.Struct("<d").pack
+
+
+@dataclass
+class Odds:
+    """What the engine asks of the profile; all zero once the world is healed."""
+
+    stage_failure: float = 0.0
+    step_failure: float = 0.0
+
+
+@dataclass
+class World:
+    """Everything that one seed makes."""
+
+    seed: int
+    profile: Profile
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self) -> None:
+        self.agenda = Agenda()
+        self.mint = Mint(self.seed)
+        self.network = Network(self.agenda, self._way)
+        self.machines: dict[NodeId, Machine] = {}
+        self.checks = Checks(self)
+        self.faults = Odds(self.profile.stage_failure, self.profile.step_failure)
+        self.events = 0
+        self.tail: list[str] = []
+        self._digest = hashlib.sha256()
+        self._deployments = 0
+
+    @property
+    def now(self) -> float:
+        """Seconds since the world began."""
+        return self.agenda.now
+
+    @property
+    def trace(self) -> str:
+        """Hash of everything that happened so far."""
+        return self._digest.hexdigest()[:16]
+
+    def add(self, name: str, *, memory_mb: int = MEMORY_MB) -> Machine:
+        """A machine that belongs to the mesh; not switched on yet."""
+        random = stream(self.seed, "clock", name)
+        ppm = self.profile.clock_ppm / 1e6
+        clock = Clock(1.0 + random.uniform(-ppm, ppm), random.uniform(0.0, 1e5))
+        authority: SimulatedAuthority = self.mint.member(name, lambda: self.now + clock.calendar_step_s)
+        me = Self(name, "member", (f"{name}:8420",), memory_mb * MB, 0, cores=4, software="sim", llama="sim")
+        machine = Machine(self, name, me, authority, clock)
+        self.machines[machine.node] = machine
+        self.network.hosts[machine.node] = machine
+        return machine
+
+    def make_mediator(
+        self, me: Self, authority: SimulatedAuthority, draw: Callable[[int], bytes], now: float
+    ) -> Mediator:
+        """The code under test."""
+        return Mediator(me, authority, draw, now, self.rules)
+
+    def serve(self, machine: Machine) -> None:
+        """Somebody asks this machine's node for the model."""
+        self._deployments += 1
+        model = footprint()
+        demand = Demand(
+            DeploymentId(f"{self._deployments:016x}"),
+            1,
+            machine.node,
+            model.manifest_digest,
+            model.name,
+            context=256,
+            lanes=4,
+        )
+        machine.hand(on.Demanded(demand, model, 0))
+
+    def running(self) -> list[Machine]:
+        """Machines whose node runs."""
+        return [machine for machine in self.machines.values() if machine.mediator is not None]
+
+    # --- the trace ----------------------------------------------------------------------------------------------
+
+    def note(self, name: str, event: on.Event) -> None:
+        """One event was handed to a mediator."""
+        self.events += 1
+        kind = type(event.message).__name__ if isinstance(event, on.Received) else type(event).__name__
+        self._digest.update(_PACK(self.agenda.now) + name.encode() + kind.encode())
+        self.tail.append(f"{self.events} {self.agenda.now:.6f} {name} {kind}")
+        if len(self.tail) > 2 * TAIL:
+            del self.tail[:TAIL]
+
+    def note_frame(self, name: str, frame: bytes) -> None:
+        """One message arrived."""
+        self._digest.update(_PACK(self.agenda.now) + name.encode() + frame)
+
+    def note_fault(self, text: str) -> None:
+        """The world did something to somebody."""
+        self._digest.update(_PACK(self.agenda.now) + text.encode())
+        self.tail.append(f"- {self.agenda.now:.6f} {text}")
+
+    def unhandled(self, machine: Machine, effect: do.Effect) -> None:
+        """An effect of which the simulator knows nothing is a gap in it."""
+        self.checks.fail("simulator", f"{machine.name} ordered {type(effect).__name__}, which nobody here does")
+
+    def _way(self, source: NodeId, target: NodeId) -> Way:
+        one, two = self.machines[source].name, self.machines[target].name
+        pair = "/".join(sorted((one, two)))
+        quality = self.profile.quality(stream(self.seed, "pair", pair))
+        return Way(quality, stream(self.seed, "link", one, two))
+
+
+def footprint(layers: int = LAYERS, layer_mb: int = LAYER_MB, name: str = "model") -> ModelFootprint:
+    """A model as the planner sees one."""
+    return ModelFootprint(
+        manifest_digest=hashlib.sha256(name.encode()).hexdigest(),
+        name=name,
+        architecture="llama",
+        width=64,
+        vocabulary=1000,
+        context_trained=1024,
+        layers=tuple(LayerFootprint(layer_mb * MB, 64) for _ in range(layers)),
+        embedding_bytes=MB,
+        output_bytes=MB,
+        boundaries=tuple(range(1, layers)),
+    )
