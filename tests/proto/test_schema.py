@@ -84,7 +84,7 @@ def test_every_struct_that_travels_is_in_the_contract() -> None:
 def test_no_file_of_the_contract_is_left_over() -> None:
     names = {f"{protocol.name}.json" for protocol in protocols()}
     assert {path.name for path in (PROTO / "schema").iterdir()} == names
-    assert {path.name for path in (PROTO / "vectors").iterdir()} == {*names, "frames.json"}
+    assert {path.name for path in (PROTO / "vectors").iterdir()} == {*names, "frames.json", "proofs.json"}
 
 
 def test_every_word_of_a_schema_is_explained() -> None:
