@@ -13,7 +13,7 @@ from meshnode.errors import PeerError
 from meshnode.identity.chains import key_bytes, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.domains import Domain, sign, verify
-from meshnode.identity.ids import MeshId, NodeId
+from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.keys import public_key_of
 
 
@@ -23,6 +23,7 @@ class CertifiedAuthor:
 
     node: NodeId
     role: str
+    issuer: NodeId
     key: Ed25519PublicKey
     mesh: MeshId
 
@@ -60,4 +61,5 @@ class NodeAuthority:
         verify_chain(certificates, self._credentials().root, self._now())
         leaf = certificates[0]
         who = peer_identity(leaf)
-        return CertifiedAuthor(who.node_id, who.role.value, public_key_of(key_bytes(leaf)), self.mesh)
+        issuer = node_id_of(key_bytes(certificates[1] if len(certificates) > 1 else self._credentials().root))
+        return CertifiedAuthor(who.node_id, who.role.value, issuer, public_key_of(key_bytes(leaf)), self.mesh)

@@ -19,6 +19,8 @@ class Domain(StrEnum):
     """What a signature, MAC or derived key is for; the version is the protocol's."""
 
     ANNOUNCEMENT = "meshnode/v1/announcement"
+    SUSPICION = "meshnode/v1/suspicion"
+    REVOCATION = "meshnode/v1/revocation"
     JOIN = "meshnode/v1/join"
     INVITE_KEY = "meshnode/v1/invite-key"
     INVITE_CHECKSUM = "meshnode/v1/invite-checksum"

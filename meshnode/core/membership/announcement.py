@@ -5,6 +5,7 @@ Invariant: a signature covers the exact bytes that travel; nothing is encoded ag
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 import msgspec
@@ -21,6 +22,9 @@ BODY_BYTES = 4096
 
 NAME_CHARACTERS = 63
 """What a node may call itself (the bound of a host's label), and printable: it comes to other people's terminals."""
+
+NUMBER = 2**53
+"""Incarnations and sequences stay below: every language's number holds them, and the highest cannot be used up."""
 
 PROTOCOL = 1
 """Of the control messages; grows when an old node could not do without the change."""
@@ -63,6 +67,12 @@ class Body(msgspec.Struct, frozen=True):
     served: tuple[Served, ...] = ()
     cached: dict[str, tuple[tuple[int, int], ...]] = {}
     """Manifest digest -> layer ranges [first, last) that need not be fetched."""
+    certificate: bytes = b""
+    """Fingerprint of the author's present certificate: who knows another one asks for the chain."""
+    left: bool = False
+    """The last word of a node that goes away on purpose."""
+    alarm: bool = False
+    """The author met another node with its key and number, and takes part in no plan."""
 
     @property
     def number(self) -> tuple[int, int]:
@@ -81,6 +91,11 @@ class Author(Protocol):
     @property
     def role(self) -> str:
         """member | client, as its issuer wrote it."""
+        ...
+
+    @property
+    def issuer(self) -> NodeId:
+        """Hash of the key that signed the member's certificate."""
         ...
 
     def signed(self, domain: Domain, data: bytes, signature: bytes) -> bool:
@@ -115,6 +130,11 @@ class Authority(Protocol):
         ...
 
 
+def fingerprint(chain: tuple[bytes, ...]) -> bytes:
+    """What an announcement says of its author's certificate: 16 bytes of the leaf's SHA-256."""
+    return hashlib.sha256(chain[0]).digest()[:16]
+
+
 def announce(body: Body, authority: Authority) -> Announce:
     """The signed record of `body`. What is cached is a hint: as much of it is told as fits, the newest first."""
     raw = msgspec.msgpack.encode(body)
@@ -126,11 +146,14 @@ def announce(body: Body, authority: Authority) -> Announce:
     return Announce(author=body.node, body=raw, signature=authority.sign(Domain.ANNOUNCEMENT, raw))
 
 
-def read(record: Announce, author: Author, mesh: MeshId) -> Body:
-    """The checked content of `record`. Raises PeerError for anything that its author did not sign for this mesh."""
+def read(record: Announce, author: Author, mesh: MeshId, *, verify: bool = True) -> Body:
+    """The checked content of `record`. Raises PeerError for anything that its author did not sign for this mesh.
+
+    `verify` is False only where the simulator proves that it finds a node that does not look at signatures.
+    """
     if len(record.body) > BODY_BYTES:
         raise PeerError(f"an announcement of {len(record.body)} bytes, at most {BODY_BYTES} are allowed")
-    if not author.signed(Domain.ANNOUNCEMENT, record.body, record.signature):
+    if verify and not author.signed(Domain.ANNOUNCEMENT, record.body, record.signature):
         raise PeerError("an announcement with a wrong signature")
     try:
         body = msgspec.msgpack.decode(record.body, type=Body)
@@ -152,5 +175,6 @@ def _is_possible(body: Body) -> bool:
         len(body.addresses) <= ADDRESSES
         and len(body.name) <= NAME_CHARACTERS
         and min(sizes) >= 0
+        and max(body.number) < NUMBER
         and all(text.isprintable() for text in texts)
     )

@@ -15,9 +15,11 @@ from meshnode.core.coordination.ledger import Ledger
 from meshnode.core.coordination.run import CloseHead as HeadEnds
 from meshnode.core.coordination.run import Ended, Order, RunOrder, State
 from meshnode.core.coordination.run import OpenHead as HeadBegins
-from meshnode.core.membership.announcement import Authority, Body, announce
-from meshnode.core.membership.links import Links
-from meshnode.core.membership.roster import Roster
+from meshnode.core.membership import orders as member
+from meshnode.core.membership.announcement import Authority, Body
+from meshnode.core.membership.gossip import SMALL
+from meshnode.core.membership.membership import Membership
+from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import announcing
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
@@ -28,7 +30,6 @@ from meshnode.identity.ids import NodeId, short
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import (
     Abort,
-    Announce,
     AnyMessage,
     Claim,
     Commit,
@@ -36,10 +37,7 @@ from meshnode.wire.messages import (
     Connected,
     Failed,
     Grant,
-    Introduce,
     Leave,
-    Ping,
-    Pong,
     Prepare,
     Progress,
     Ready,
@@ -47,12 +45,8 @@ from meshnode.wire.messages import (
     Unknown,
 )
 
-REFRESH_S = 60.0
-"""An announcement is repeated so often, and lives three times as long."""
-FORGET_S = 24 * 3600.0
-"""A lost peer stays listed (and dialed) for a day, and its numbers are remembered as long."""
-ANNOUNCE_MIN_S = 0.2
-"""Changes within this time travel together."""
+UNSENT = 64
+"""Messages that wait for a link to a partner above 16 nodes: an order and its answers for every stage it may hold."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +66,24 @@ class Self:
 class Mediator:
     """One node's mind. Not thread-safe; owned by the runtime's loop."""
 
-    def __init__(self, me: Self, authority: Authority, draw: Callable[[int], bytes], now: float) -> None:
+    def __init__(
+        self, me: Self, authority: Authority, draw: Callable[[int], bytes], now: float, rules: Rules = RULES
+    ) -> None:
         self.me = me
         self.authority = authority
         self.node = authority.node
         self.draw = draw
         self.started_at = now
-        self.roster = Roster(authority)
-        self.links = Links()
-        self.hints: dict[NodeId, tuple[str, ...]] = {}
+        self.membership = Membership(authority, me.incarnation, draw, now, rules)
+        self.roster = self.membership.roster
+        self.links = self.membership.links
+        self.hints = self.membership.hints
         self.ledger = Ledger(self.node, me.memory_usable)
         self.deployments: dict[str, Deployment] = {}
         self.cached: dict[str, tuple[tuple[int, int], ...]] = {}
         self.counters = {"refused_messages": 0, "stale_orders": 0}
         self.stopping = False
-        self._sequence = 0
-        self._own: Announce | None = None
-        self._announce_at: float | None = now
-        self._introduced: dict[NodeId, set[NodeId]] = {}
+        self._unsent: dict[NodeId, deque[AnyMessage]] = {}
         self._effects: list[do.Effect] = []
         self._local: deque[AnyMessage] = deque()
 
@@ -104,7 +98,7 @@ class Mediator:
         """When to hand in TimePassed at the latest; None when nothing is due ever again."""
         if self.stopping:
             return None
-        times = [self.links.deadline(), self._announce_at]
+        times: list[float | None] = [self.membership.deadline(), self.membership.voice.due_at]
         for deployment in self.deployments.values():
             times += [deployment.plan_at, deployment.run.deadline if deployment.run else None]
         return min((at for at in times if at is not None), default=None)
@@ -118,9 +112,7 @@ class Mediator:
     def _dispatch(self, event: on.Event, now: float) -> None:
         match event:
             case on.PeerFound():
-                if event.node != self.node and event.node not in self.roster.entries:
-                    self.hints[event.node] = event.addresses
-                    self.links.know(event.node, now)
+                self.membership.found(event.node, event.addresses, now)
             case on.LinkOpened():
                 self._link_opened(event.peer, now)
             case on.LinkClosed():
@@ -148,13 +140,9 @@ class Mediator:
                 pass
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
-        self.links.opened(peer, now)
-        self._introduced[peer] = set()
-        if self._own is not None:
-            self._pass_on(peer, self._own, self.authority.chain)
-        for node, entry in self.roster.entries.items():
-            if node != peer and not entry.left:
-                self._pass_on(peer, entry.record, self.roster.chains[node])
+        self.membership.link_opened(peer, now)
+        for message in self._unsent.pop(peer, ()):
+            self._do(do.Send(peer, message))
         for deployment in self.deployments.values():
             deployment.changed(now)
         # An Abort may have been lost with the old link: a coordinator that no longer knows the run says it again.
@@ -163,10 +151,8 @@ class Mediator:
 
     def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
         """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
-        self._introduced.pop(peer, None)
-        if peer not in self.links.links:
-            return  # it left: nobody dials it until it is heard of again
-        self.links.closed(peer, reason, now)
+        if not self.membership.link_closed(peer, reason, now):
+            return
         for deployment in self.deployments.values():
             if deployment.run is not None and deployment.run.state is not State.SERVING:
                 self._obey(deployment, deployment.run.lost(peer, f"the link to {self.name_of(peer)} was lost"), now)
@@ -183,18 +169,6 @@ class Mediator:
 
     def _message(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         match message:
-            case Introduce():
-                self.roster.introduce(message.chain)
-            case Announce():
-                self._announced(peer, message, now)
-            case Leave():
-                self.roster.leave(peer)
-                self.links.forget(peer)
-                self._lost(peer, "the node left", now)
-            case Ping():
-                self._do(do.Send(peer, Pong(message.nonce)))
-            case Pong():
-                self.links.pong(peer, message.nonce, now)
             case Claim() | Prepare() | Connect() | Commit() | Abort():
                 self._ordered(peer, message, now)
             case Grant() | Refuse() | Progress() | Ready() | Connected() | Failed():
@@ -202,22 +176,27 @@ class Mediator:
             case Unknown():
                 pass
             case _:
-                assert_never(message)
+                self.membership.received(peer, message, now)
 
-    def _announced(self, peer: NodeId, record: Announce, now: float) -> None:
-        author = record.author
-        before = self.roster.entries.get(author)
-        if not self.roster.offer(record, now):
-            return
-        if before is not None and before.body.incarnation < self.roster.entries[author].body.incarnation:
-            self._lost(author, f"{before.body.name} was restarted", now)
-        self.hints.pop(author, None)
-        self.links.know(author, now)
-        for other in self.links.links.values():
-            if other.up and other.node not in (peer, author):
-                self._pass_on(other.node, record, self.roster.chains[author])
-        for deployment in self.deployments.values():
-            deployment.changed(now)
+    def _follow(self, now: float) -> None:
+        """Do what membership asked for."""
+        for order in self.membership.take():
+            match order:
+                case member.Tell():
+                    self._do(do.Send(order.peer, order.message))
+                case member.Dial():
+                    self._do(do.Dial(order.node, self.addresses_of(order.node)))
+                case member.Drop():
+                    self._do(do.CloseLink(order.peer, order.reason))
+                case member.Lost():
+                    self._lost(order.node, order.reason, now)
+                case member.Changed():
+                    for deployment in self.deployments.values():
+                        deployment.changed(now)
+                case member.Noted():
+                    self._trace(order.text)
+                case _:
+                    assert_never(order)
 
     # --- a participant's part ---------------------------------------------------------------------------------
 
@@ -275,7 +254,7 @@ class Mediator:
             return
         if isinstance(event, on.HeadOpened):
             self._obey(deployment, deployment.run.head_opened(now), now)
-            self._announce_at = now  # clients of every node wait for this one
+            self.membership.voice.soon(now, settle=0.0)  # clients of every node wait for this one
         else:
             self._obey(deployment, deployment.run.end("stage_lost", event.message), now)
 
@@ -329,23 +308,18 @@ class Mediator:
         """What follows from any event: messages to this node itself, dials, pings, plans, deadlines."""
         while self._local:
             self._received(self.node, self._local.popleft(), now)
-        for peer in self.links.silent(now):
-            self._do(do.CloseLink(peer, "no word for too long"))
-        for peer in self.links.given_up(now):
-            self._lost(peer, f"the link to {self.name_of(peer)} was lost", now)
+        self._follow(now)
         if self.stopping:
             return
-        for link in list(self.links.dials(now)):
-            self._do(do.Dial(link.node, self.addresses_of(link.node)))
-        for link in self.links.pings(now):
-            self._do(do.Send(link.node, Ping(link.ping_nonce)))
+        if self.membership.voice.due_at <= now:
+            self.membership.speak(self._body(), now)
+        self.membership.settle(now)
+        self._follow(now)
         for deployment in list(self.deployments.values()):
             if deployment.run is not None:
                 self._obey(deployment, deployment.run.expire(now), now)
             if deployment.due(now):
                 self._make_plan(deployment, now)
-        if self._announce_at is not None and self._announce_at <= now:
-            self._announce(now)
         if self._local:
             self._settle(now)
 
@@ -369,8 +343,10 @@ class Mediator:
             body, excluded = entry.body, ""
             if self.roster.authors[node].role != "member":
                 excluded = "client"
-            elif entry.left or not self.links.up(node):
-                excluded = "draining" if entry.left else "unreachable"
+            elif entry.left:
+                excluded = "draining"
+            elif not self.reachable(node) or node in self.roster.conflicts:
+                excluded = "unreachable"
             elif body.llama != self.me.llama:
                 excluded = "incompatible"
             taken = without_this({held.deployment: held.bytes for held in body.reserved}, deployment)
@@ -380,18 +356,14 @@ class Mediator:
         return tuple(nodes)
 
     def _announce_soon(self, now: float) -> None:
-        if self._announce_at is None or self._announce_at > now + ANNOUNCE_MIN_S:
-            self._announce_at = now + ANNOUNCE_MIN_S
+        self.membership.voice.soon(now)
 
-    def _announce(self, now: float) -> None:
-        for gone in self.roster.forget(now - FORGET_S):
-            self.links.forget(gone)
-        self._sequence += 1
-        body = Body(
+    def _body(self) -> Body:
+        return Body(
             mesh=self.authority.mesh,
             node=self.node,
             incarnation=self.me.incarnation,
-            sequence=self._sequence,
+            sequence=0,
             name=self.me.name,
             addresses=self.me.addresses,
             memory_usable=self.me.memory_usable,
@@ -400,12 +372,8 @@ class Mediator:
             reserved=announcing.reserved(self.ledger.reserved),
             served=announcing.served(self.deployments.values()),
             cached=announcing.cached(self.cached),
+            left=self.stopping,
         )
-        self._own = announce(body, self.authority)
-        self._announce_at = now + REFRESH_S
-        for link in self.links.links.values():
-            if link.up:
-                self._pass_on(link.node, self._own, self.authority.chain)
 
     def _stop(self, now: float) -> None:
         for key in list(self.deployments):
@@ -414,10 +382,11 @@ class Mediator:
             self._received(self.node, self._local.popleft(), now)
         for fence in list(self.ledger.held):
             self._release(fence, now)
-        for link in self.links.links.values():
-            if link.up:
-                self._do(do.Send(link.node, Leave()))
         self.stopping = True
+        self.membership.speak(self._body(), now)
+        self._follow(now)
+        for peer in self.links.linked():
+            self._do(do.Send(peer, Leave()))
 
     # --- small -------------------------------------------------------------------------------------------------
 
@@ -427,20 +396,22 @@ class Mediator:
     def _send(self, peer: NodeId, message: AnyMessage) -> None:
         if peer == self.node:
             self._local.append(message)
-        else:
+        elif self.links.up(peer) or self.membership.standing.size <= SMALL:
             self._do(do.Send(peer, message))
-
-    def _pass_on(self, peer: NodeId, record: Announce, chain: tuple[bytes, ...]) -> None:
-        introduced = self._introduced.setdefault(peer, set())
-        if record.author not in introduced:
-            introduced.add(record.author)
-            self._do(do.Send(peer, Introduce(chain)))
-        self._do(do.Send(peer, record))
+        else:
+            self._unsent.setdefault(peer, deque(maxlen=UNSENT)).append(message)
 
     def _require_member(self, peer: NodeId) -> None:
         author = self.roster.authors.get(peer)
         if peer != self.node and (author is None or author.role != "member"):
             raise PeerError("only members may claim")
+
+    def reachable(self, node: NodeId) -> bool:
+        """Whether work can be given to `node`: linked up to 16 nodes; above, alive by its observers' word."""
+        if self.membership.standing.size <= SMALL:
+            return self.links.up(node)
+        entry = self.roster.entries.get(node)
+        return entry is not None and entry.present
 
     def addresses_of(self, node: NodeId) -> tuple[str, ...]:
         """Where `node` can be dialed; this node too, by its own stages and heads."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.core.membership.links import GRACE_S, PING_S, REDIAL_MAX_S, REDIAL_MIN_S, SILENCE_S, Links
+from meshnode.core.membership.links import GRACE_S, KEEP_S, PING_S, REDIAL_MAX_S, REDIAL_MIN_S, SILENCE_S, Links
 from tests.core.node.mesh import name_to_id
 
 A, B = name_to_id("a"), name_to_id("b")
@@ -78,9 +78,10 @@ def test_a_peer_that_was_never_linked_is_not_given_up() -> None:
     assert links.given_up(100.0) == []
 
 
-def test_pings_go_out_every_second_and_only_the_newest_answer_counts() -> None:
+def test_a_watched_peer_is_pinged_every_second_and_only_the_newest_answer_counts() -> None:
     links = Links()
     links.opened(A, 0.0)
+    links.watch(A, 0.0)
     (first,) = [link.ping_nonce for link in links.pings(0.0)]
     assert list(links.pings(PING_S - 0.001)) == []
     (second,) = [link.ping_nonce for link in links.pings(PING_S)]
@@ -93,6 +94,33 @@ def test_pings_go_out_every_second_and_only_the_newest_answer_counts() -> None:
     assert links.links[A].rtt_s == 0.25, "an answer counts once"
     links.pong(B, second, PING_S)
     assert B not in links.links
+
+
+def test_other_links_are_pinged_often_enough_to_outlast_the_silence() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    assert [link.node for link in links.pings(0.0)] == [A]
+    assert links.deadline() == KEEP_S <= SILENCE_S / 2
+    links.watch(A, 0.5)
+    assert links.deadline() == 0.5 + PING_S
+    links.unwatch(A)
+    assert [link.node for link in links.pings(1.5)] == [A]
+    assert links.deadline() == 1.5 + KEEP_S
+
+
+def test_a_link_that_only_the_peer_wants_is_kept_and_not_dialed() -> None:
+    links = Links()
+    links.opened(A, 0.0)
+    assert not links.unwant(A), "the peer opened it, the peer may close it"
+    assert links.up(A)
+    links.closed(A, "not needed any more", 1.0)
+    assert dialed(links, 100.0) == []
+    assert links.given_up(100.0) == []
+    assert A not in links.links
+    links.want(B, 100.0)
+    assert dialed(links, 100.0) == [B]
+    links.opened(B, 100.0)
+    assert links.unwant(B), "who opened it closes it"
 
 
 def test_a_forgotten_peer_is_not_dialed() -> None:

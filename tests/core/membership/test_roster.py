@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from meshnode.core.membership import roster as module
 from meshnode.core.membership.announcement import Body, announce
-from meshnode.core.membership.roster import Entry, Roster
+from meshnode.core.membership.roster import FORGET_S, Entry, Roster
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
+from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS
 from meshnode.wire.messages import Announce
 from tests.core.node.mesh import MESH, HashAuthority, name_to_id
 
+TTL_S = ANNOUNCEMENT_TTL_MS / 1000
 NAMES = ("a", "b", "c")
 Number = tuple[str, int, int]
 numbers = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 3)), max_size=12)
@@ -27,7 +29,7 @@ def record(name: str, incarnation: int = 1, sequence: int = 1) -> Announce:
 
 def roster(own: str = "me") -> Roster:
     made = Roster(HashAuthority(name_to_id(own)))
-    for name in (*NAMES, own):
+    for name in sorted({*NAMES, own}):
         made.introduce(HashAuthority(name_to_id(name)).chain)
     return made
 
@@ -111,7 +113,8 @@ def test_who_was_not_heard_of_for_long_is_dropped() -> None:
     made = roster()
     made.offer(record("a"), now=10.0)
     made.offer(record("b"), now=20.0)
-    made.forget(older_than=15.0)
+    assert made.expire(15.0 + TTL_S) == [name_to_id("a")]
+    assert made.forget(15.0 + TTL_S + FORGET_S) == [name_to_id("a")]
     assert set(made.entries) == {name_to_id("b")}
 
 

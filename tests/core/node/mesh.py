@@ -27,6 +27,7 @@ from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, decode, encode
 
 MESH = MeshId(node_id_of(b"mesh"))
+ISSUER = node_id_of(b"issuer")
 DELAY_S = 0.01
 MB = 1_000_000
 
@@ -39,6 +40,7 @@ def name_to_id(name: str) -> NodeId:
 class HashAuthor:
     node: NodeId
     role: str
+    issuer: NodeId = ISSUER
 
     def signed(self, domain: Domain, data: bytes, signature: bytes) -> bool:
         return signature == hashlib.sha256(self.node.encode() + domain.encode() + data).digest()

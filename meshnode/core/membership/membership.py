@@ -1,0 +1,325 @@
+"""Who belongs to the mesh, as this node sees it: the one place where links, gossip and failure detection meet.
+
+Invariant: whatever comes from an author without a valid, unrevoked chain is dropped before it is stored or passed on;
+what is passed on is exactly its author's bytes.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from meshnode.core.membership import orders as order
+from meshnode.core.membership.announcement import Authority, Body
+from meshnode.core.membership.detector import Detector
+from meshnode.core.membership.digest import Digest, Item, id_of
+from meshnode.core.membership.exchange import Exchange
+from meshnode.core.membership.gossip import PULL_S, SMALL, Draw, Gossip, pick
+from meshnode.core.membership.links import Links
+from meshnode.core.membership.observers import Observers
+from meshnode.core.membership.roster import Entry, Roster
+from meshnode.core.membership.rules import RULES, Rules
+from meshnode.core.membership.standing import Standing
+from meshnode.core.membership.suspicion import suspect
+from meshnode.core.membership.voice import Voice
+from meshnode.identity.ids import NodeId, short
+from meshnode.wire.messages import (
+    Announce,
+    AnyMessage,
+    Buckets,
+    Have,
+    Holding,
+    Introduce,
+    Leave,
+    Ping,
+    Pong,
+    Probe,
+    Probed,
+    Revoke,
+    Summary,
+    Suspect,
+    Want,
+    WhoIs,
+)
+
+SYNC_S = 5.0
+"""Anti-entropy with one linked peer (NETWORK)."""
+LATE_S = 0.5
+"""Woken so much later than asked for, this node was suspended or starved: its own slowness is suspected first."""
+HINTS = 64
+"""Addresses of members that have not announced themselves: those of an invite, or of the last run."""
+
+MembershipMessage = (
+    Introduce
+    | Announce
+    | Leave
+    | Ping
+    | Pong
+    | WhoIs
+    | Have
+    | Want
+    | Summary
+    | Buckets
+    | Holding
+    | Suspect
+    | Revoke
+    | Probe
+    | Probed
+)
+
+
+class Membership:
+    """The members, the links to them, and this node's voice among them."""
+
+    def __init__(self, authority: Authority, incarnation: int, draw: Draw, now: float, rules: Rules = RULES) -> None:
+        self.authority = authority
+        self.node = authority.node
+        self.rules = rules
+        self._draw = draw
+        self.roster = Roster(authority, verify=rules.signatures)
+        self.links = Links()
+        self.hints: dict[NodeId, tuple[str, ...]] = {}
+        self.digest = Digest()
+        self.gossip = Gossip(draw, self.digest.items)
+        self.ring = Observers()
+        self.voice = Voice(authority, incarnation, draw, now)
+        self.exchange = Exchange(self.roster, self.voice, self.digest, self.gossip)
+        self.standing = Standing(self.roster, self.links, self.ring, draw)
+        self.detector = Detector(self.roster, self.links, self.ring, draw, now)
+        self._orders: list[order.MembershipOrder] = []
+        self._asked_who: dict[NodeId, float] = {}
+        self._choose = False
+        self._own_id: bytes | None = None
+        self._expected: float | None = None
+        self._sync_at = now + SYNC_S * int.from_bytes(draw(2), "big") / 65536
+        if authority.admit(authority.chain).role == "member":
+            self.ring.add(self.node)
+
+    def take(self) -> list[order.MembershipOrder]:
+        """What has to be done since the last call."""
+        orders, self._orders = self._orders, []
+        return orders
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def found(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
+        """An address of a member that has not announced itself yet."""
+        if node == self.node or node in self.roster.entries:
+            return
+        if node not in self.hints and len(self.hints) >= HINTS:
+            del self.hints[next(iter(self.hints))]
+        self.hints[node] = addresses
+        self.links.want(node, now)
+        self._choose = True
+
+    def link_opened(self, peer: NodeId, now: float) -> None:
+        """A link is authenticated: say who we are, and compare what we know."""
+        self.links.opened(peer, now)
+        if self.voice.record is not None:
+            self._tell(peer, Introduce(self.authority.chain))
+            self._tell(peer, self.voice.record)
+        if self.rules.anti_entropy and self.node < peer:
+            self._tell(peer, self.exchange.summary())
+
+    def link_closed(self, peer: NodeId, reason: str, now: float) -> bool:
+        """A link ended or a dial failed; False when nobody here wants it."""
+        if peer not in self.links.links:
+            return False  # it left: nobody dials it until it is heard of again
+        self.links.closed(peer, reason, now)
+        return True
+
+    def received(self, peer: NodeId, message: MembershipMessage, now: float) -> None:
+        """One message of a linked peer. Raises PeerError for what no honest node sends."""
+        match message:
+            case Introduce():
+                self.roster.introduce(message.chain)
+            case Announce():
+                self._announced(peer, message, now)
+            case Leave():
+                self.roster.leave(peer)
+                self._gone(peer, "the node left")
+            case Ping():
+                self._tell(peer, Pong(message.nonce))
+            case Pong():
+                self.links.pong(peer, message.nonce, now)
+            case WhoIs() | Have() | Want() | Summary() | Buckets() | Holding():
+                for answer in self.exchange.answer(peer, message, now):
+                    self._tell(peer, answer)
+            case Suspect():
+                self._suspected(peer, message, now)
+            case Probe():
+                answered = self.detector.question(peer, message, now)
+                if answered is not None:
+                    self._tell(peer, answered)
+            case Probed():
+                self.detector.probed(peer, message, now)
+            case Revoke():
+                pass
+            case _:
+                assert_never(message)
+
+    def _announced(self, peer: NodeId, record: Announce, now: float) -> None:
+        author = record.author
+        if author == self.node:
+            if self.voice.heard_itself(record, now, verify=self.rules.signatures):
+                self._orders.append(order.Noted(self.voice.alarm or "this node's numbers were used before: going on"))
+            return
+        if author not in self.roster.authors:
+            self._ask_who(peer, author, now)
+            return
+        before = self.roster.entries.get(author)
+        if not self.roster.offer(record, now):
+            self.gossip.saw(id_of(record))
+            return
+        if not self.roster.current(author):
+            self._ask_who(peer, author, now)
+        self._adopted(peer, before, self.roster.entries[author], now)
+
+    def _ask_who(self, peer: NodeId, author: NodeId, now: float) -> None:
+        if now - self._asked_who.get(author, now - PULL_S) >= PULL_S:
+            self._asked_who[author] = now
+            self._tell(peer, WhoIs((author,)))
+
+    def _adopted(self, peer: NodeId, before: Entry | None, entry: Entry, now: float) -> None:
+        author = entry.body.node
+        if before is not None:
+            self.digest.remove(before.identity)
+            if before.body.incarnation < entry.body.incarnation:
+                self._orders.append(order.Lost(author, f"{before.body.name} was restarted"))
+        self._refuted(author)
+        self.digest.add(entry.record)
+        self.gossip.spread(entry.identity, self.standing.size, {peer, author}, now)
+        self.hints.pop(author, None)
+        if entry.left:
+            self._gone(author, "the node left")
+            return
+        if before is None or not before.present:
+            self._choose = True
+            if self.roster.authors[author].role == "member":
+                self.ring.add(author)
+        self._orders.append(order.Changed())
+
+    def _gone(self, node: NodeId, reason: str) -> None:
+        """It is not there any more, by its own word or by that of its observers."""
+        self.ring.remove(node)
+        self._choose = True
+        entry = self.roster.entries.get(node)
+        if entry is not None and entry.left:
+            self.links.forget(node)
+        self._orders += [order.Lost(node, reason), order.Changed()]
+
+    # --- suspicion --------------------------------------------------------------------------------------------
+
+    def _suspected(self, peer: NodeId, record: Suspect, now: float) -> None:
+        told = self.detector.read(record, verify=self.rules.signatures)
+        if told is None:
+            return
+        if told.target == self.node:
+            self.gossip.saw(id_of(record))
+            body = self.voice.body
+            if self.rules.refutation and body is not None and told.number >= body.number:
+                self.voice.soon(now, settle=0.0)
+            return
+        news, before = self.detector.hear(record, told, now)
+        if before is not None:
+            self.digest.remove(id_of(before))
+        if news:
+            self.gossip.spread(self.digest.add(record), self.standing.size, {peer}, now)
+
+    def _refuted(self, node: NodeId) -> None:
+        for record in self.detector.clear(node):
+            self.digest.remove(id_of(record))
+
+    def _detect(self, now: float) -> None:
+        probes, suspicions = self.detector.check(self.standing.watched, now)
+        for peer, probe in probes:
+            self._tell(peer, probe)
+        for peer, answer in self.detector.answers(now):
+            self._tell(peer, answer)
+        for suspicion in suspicions:
+            self._suspected(self.node, suspect(suspicion, self.authority), now)
+        for node in self.detector.verdicts(now):
+            self.roster.bury(node)
+            self._orders.append(order.Drop(node, "its observers agree that it is dead"))
+            self._gone(node, f"{self.name_of(node)} is dead")
+
+    # --- speaking ---------------------------------------------------------------------------------------------
+
+    def speak(self, body: Body, now: float) -> None:
+        """Announce `body`, numbered and signed here."""
+        record = self.voice.speak(body, now)
+        self._hold_own(record)
+        linked = self.links.linked()
+        if self.standing.size <= SMALL or body.left:
+            for peer in linked:
+                self._tell(peer, record)
+        else:
+            self.gossip.spread(id_of(record), self.standing.size, set(), now)
+
+    def introduce(self, peer: NodeId) -> None:
+        """Tell `peer` who this node is."""
+        self._tell(peer, Introduce(self.authority.chain))
+
+    def _hold_own(self, record: Item) -> None:
+        if self._own_id is not None:
+            self.digest.remove(self._own_id)
+        self._own_id = self.digest.add(record)
+
+    # --- every time -------------------------------------------------------------------------------------------
+
+    def settle(self, now: float) -> None:
+        """What follows from any event, and what is due."""
+        if self._expected is not None and now > self._expected + LATE_S:
+            self.links.awoke(now)
+            self.detector.slept(now)
+        if self.detector.check_at <= now:
+            self._detect(now)
+        if self._sync_at <= now:
+            self._sync(now)
+        if self._choose:
+            self._choose = False
+            for peer in self.standing.choose(self.hints, now):
+                self._orders.append(order.Drop(peer, "not needed any more"))
+        for peer, ids in self.gossip.round(self.links.linked(), self.standing.size, now):
+            self._tell(peer, Have(ids))
+        if self.links.is_due(now):
+            self._links_due(now)
+
+    def _links_due(self, now: float) -> None:
+        for peer in self.links.silent(now):
+            self._orders.append(order.Drop(peer, "no word for too long"))
+        for peer in self.links.given_up(now):
+            self._orders.append(order.Lost(peer, f"the link to {self.name_of(peer)} was lost"))
+        for link in list(self.links.dials(now)):
+            self._orders.append(order.Dial(link.node))
+        for link in self.links.pings(now):
+            self._tell(link.node, Ping(link.ping_nonce))
+
+    def _sync(self, now: float) -> None:
+        self._sync_at = now + SYNC_S
+        for node in self.roster.expire(now):
+            self.digest.remove(self.roster.entries[node].identity)
+            self._refuted(node)
+            if node in self.ring:
+                self._gone(node, f"{self.name_of(node)} was not heard of for too long")
+        for node in self.roster.forget(now):
+            self.links.forget(node)
+        self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
+        self.standing.seek(now)
+        self._choose = self._choose or self.standing.size > SMALL
+        if self.rules.anti_entropy:
+            for peer in pick(self._draw, self.links.linked(), 1):
+                self._tell(peer, self.exchange.summary())
+
+    def deadline(self) -> float:
+        """When `settle` is due next."""
+        times = (self.links.deadline(), self.gossip.deadline(), self._sync_at, self.detector.check_at)
+        self._expected = min(at for at in times if at is not None)
+        return self._expected
+
+    def name_of(self, node: NodeId) -> str:
+        """What a person called it."""
+        entry = self.roster.entries.get(node)
+        return entry.body.name if entry is not None and not entry.left else short(node)
+
+    def _tell(self, peer: NodeId, message: AnyMessage) -> None:
+        self._orders.append(order.Tell(peer, message))
