@@ -209,6 +209,30 @@ def test_r50_lanes_then_queue_then_refusal_at_once() -> None:
     assert len(head.ends) == 6
 
 
+def test_r5_ten_thousand_refused_requests_leave_nothing_behind() -> None:
+    head = Head(lanes=1, queue_per_lane=1)
+    head.submit("runs")
+    head.submit("waits")
+    for number in range(10_000):
+        with pytest.raises(Overloaded):
+            head.scheduler.submit(Generation(f"r{number}", (1,), 1, Sampling()), 0)
+    assert head.scheduler.statistics().rejected == {"queue_full": 10_000}
+    head.run()
+    assert head.all_free()
+    head.submit("r1")
+    head.run()
+    assert set(head.ends) == {"runs", "waits", "r1"}
+
+
+def test_r14_a_hundred_requests_one_after_the_other_on_one_lane() -> None:
+    head = Head(lanes=1)
+    for number in range(100):
+        head.submit(f"r{number}", prompt=(number, 7), max_tokens=2)
+        head.run()
+        assert head.tokens[f"r{number}"] == answer((number, 7), 2)
+    assert head.all_free()
+
+
 def test_r50_a_queued_request_waits_no_longer_than_its_time() -> None:
     head = Head(lanes=1)
     head.submit("runs", max_tokens=10)
