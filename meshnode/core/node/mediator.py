@@ -25,7 +25,7 @@ from meshnode.core.node.deployments import Deployment, without_this
 from meshnode.core.planning.inventory import NodeInventory
 from meshnode.errors import PeerError, StaleFence
 from meshnode.identity.ids import NodeId, short
-from meshnode.wire.fence import Fence, is_fence
+from meshnode.wire.fence import Fence
 from meshnode.wire.messages import (
     Abort,
     Announce,
@@ -263,8 +263,6 @@ class Mediator:
     def _answered(
         self, peer: NodeId, message: Grant | Refuse | Progress | Ready | Connected | Failed, now: float
     ) -> None:
-        if not is_fence(message.fence):
-            raise PeerError("a report about a run that cannot be")
         deployment = self.run_of(message.fence)
         if deployment is None or deployment.run is None:
             self._send(peer, Abort(message.fence, "unknown"))

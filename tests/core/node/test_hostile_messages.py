@@ -13,14 +13,12 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
-from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.limits import CONTROL_FRAME
 from meshnode.wire.messages import (
     Announce,
     AnyMessage,
     Claim,
     Failed,
-    Grant,
     Introduce,
     Leave,
     Message,
@@ -149,19 +147,6 @@ def test_a_liar_that_leaves_is_forgotten_and_the_model_is_served_again(liar: Lia
     liar.world.run(700)
     assert liar.world.status("a").deployments[0].state == "serving"
     assert not [run for run in liar.world.nodes["a"].ledger.held.values() if run.claim.coordinator == liar.node]
-
-
-def test_a_report_about_no_run_with_an_overlong_name_is_refused_not_echoed() -> None:
-    """Its answer would be three bytes longer than the frame it came in."""
-    liar = Liar(0)
-    grant = next(message for message in liar.heard if isinstance(message, Grant))
-    room = (
-        CONTROL_FRAME - len(encode(msgspec.structs.replace(grant, deployment="", fence=Fence(Term(1), RunId(""))))) - 2
-    )
-    liar.world.log.clear()
-    liar.tell(msgspec.structs.replace(grant, deployment="", fence=Fence(Term(1), RunId("f" * room))))
-    check(liar.world)
-    assert liar.world.effects("a", do.CloseLink)
 
 
 def test_only_its_author_may_announce_and_only_a_coordinator_may_order() -> None:
