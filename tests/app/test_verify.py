@@ -89,6 +89,14 @@ def test_cuts_that_do_not_ascend_are_the_users_mistake(tmp_path):
             verify_model(path, cuts=cuts)
 
 
+def test_more_stages_than_the_model_has_layers_are_the_users_mistake(tmp_path):
+    path = build(tmp_path / "m.gguf", layers=4)
+    assert verify_model(path, stages=4).cuts == (1, 2, 3)
+    for stages in (5, 1, 0):
+        with pytest.raises(ConfigError):
+            verify_model(path, stages=stages)
+
+
 def test_an_architecture_without_a_row_is_never_guessed_at(tmp_path):
     path = build(tmp_path / "m.gguf", layers=2)
     path.write_bytes(path.read_bytes().replace(b"llama", b"lloma"))
