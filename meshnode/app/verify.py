@@ -121,6 +121,8 @@ def default_cuts(traits: ModelTraits, stages: int) -> tuple[int, ...]:
             if cut > before and not (wanted and (traits.missing(before, cut) or traits.missing(cut, traits.layers)))
         ]
         usable = usable[: len(usable) - (stages - 1 - stage)]  # what the stages behind need stays free
+        counts = traits.row.counts
+        usable = [cut for cut in usable if not {cut - before, traits.layers - cut} & set(counts)] or usable
         if not usable:
             most = len(traits.boundaries) + 1
             at_most = f"at most {most} stages" if not wanted else "fewer stages, or give the cuts yourself"

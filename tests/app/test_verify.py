@@ -3,10 +3,12 @@
 import msgspec
 import pytest
 
-from meshnode.app.verify import VerifyReport, verify_model
+from meshnode.app.verify import VerifyReport, default_cuts, verify_model
 from meshnode.errors import ConfigError, ModelError
+from meshnode.io.llama.traits import traits_of
 from tests.factory import build, quantize
 from tests.factory.shapes import SHAPES
+from tests.io.llama.test_slicing import keys_of
 
 pytestmark = pytest.mark.native
 
@@ -80,6 +82,11 @@ def test_a_cut_that_makes_a_slice_look_like_another_model_is_refused(tmp_path):
     report = verify_model(path, cuts=[2])
     assert report.verdict == "not_splittable"
     assert "46" in report.reason
+
+
+def test_default_cuts_make_no_slice_that_looks_like_another_model():
+    keys = keys_of("gemma2", attention__sliding_window=16)
+    assert default_cuts(traits_of(keys, 92), 2) != (46,)
 
 
 def test_cuts_that_do_not_ascend_are_the_users_mistake(tmp_path):
