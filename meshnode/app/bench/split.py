@@ -78,11 +78,7 @@ class _Subject:
         traits = traits_of(model.keys, layer_count(model))
         if traits.whole and options.stages > 1:
             raise ModelError(f"this model cannot be split: {traits.whole}", "measure it with --stages 1")
-        cuts = tuple(default_cuts(traits, stages) for stages in range(1, options.stages + 1))
-        if len(cuts[-1]) != options.stages - 1:
-            raise ConfigError(
-                f"this model cannot be cut into {options.stages} stages", f"--stages {len(cuts[-1]) + 1} at most"
-            )
+        cuts = ((), *(default_cuts(traits, stages) for stages in range(2, options.stages + 1)))
         footprint = footprint_of(model)
         run = RunOptions(
             context=options.prefill_tokens + 1024,
