@@ -12,7 +12,19 @@ from collections import Counter
 from pathlib import Path
 
 from meshnode.app.verify import verify_model
-from meshnode.errors import MeshError
+from meshnode.errors import ConfigError, MeshError, ModelError
+
+
+def verified(path, stages):
+    """The report of the most stages, up to `stages`, that the model allows."""
+    try:
+        return verify_model(path, stages)
+    except ModelError:
+        raise
+    except ConfigError:
+        if stages == 2:
+            raise
+        return verified(path, stages - 1)
 
 
 def main():
@@ -23,7 +35,7 @@ def main():
     totals = Counter()
     for path in sorted(arguments.folder.glob("*.gguf")):
         try:
-            report = verify_model(path, arguments.stages)
+            report = verified(path, arguments.stages)
             verdict, note = report.verdict, report.reason or f"{report.max_abs_diff:g}"
         except MeshError as error:
             verdict, note = "failed", str(error)

@@ -22,6 +22,8 @@ OUTGOING = 512
 """Messages waiting for a slow peer: a whole roster of announcements; beyond, the link is closed and redialed."""
 SEND_S = 10.0
 """One frame: a peer that takes longer to read 64 KiB is as good as lost."""
+CROSSWISE_S = 2.0
+"""For the other end to accept our dial and let go of its own; below the grace of a lost link (links.GRACE_S)."""
 
 
 class _Link:
@@ -97,6 +99,9 @@ class ControlLinks:
         present = self._links.get(link.peer)
         if present is not None:
             if present.dialer != link.dialer and present.dialer == min(link.peer, self._own):
+                # Closed at once, it would be a lost link over there until our dial has been accepted.
+                with trio.move_on_after(CROSSWISE_S):
+                    await _ended(link.stream)
                 return
             present.close("replaced")
         self._links[link.peer] = link
@@ -110,7 +115,8 @@ class ControlLinks:
             link.into.close()
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]
-                with trio.CancelScope(shield=True):
+                # Shielded: a replaced link's end must be told. Bounded: when the whole node ends, nobody listens.
+                with trio.move_on_after(1, shield=True):
                     await self._post(LinkClosed(link.peer, link.reason or "closed"))
 
     async def _read(self, link: _Link) -> None:
@@ -135,3 +141,12 @@ class ControlLinks:
             link.close(str(error))
         finally:
             link.written.set()
+
+
+async def _ended(stream: Stream) -> None:
+    """Read on to the end. What is said there is said again on the link that stays."""
+    try:
+        while True:
+            await stream.receive_frame()
+    except MeshError:
+        pass

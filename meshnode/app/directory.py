@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -12,7 +12,9 @@ import trio
 from meshnode.app.heads import Heads, ServedRun
 from meshnode.app.passing import StreamedAnswer, ask
 from meshnode.app.shelf import unavailable
+from meshnode.core.membership.roster import Entry
 from meshnode.core.node.mediator import Mediator
+from meshnode.identity.certificates import Role
 from meshnode.identity.ids import NodeId
 from meshnode.io.http.backend import ModelListing, PassedRequest
 from meshnode.io.transport.transport import Transport
@@ -84,15 +86,19 @@ class MeshDirectory:
     def _elsewhere(self) -> list[ModelListing]:
         return [
             ModelListing(served.model, served.created, served.context, "ready", entry.body.name)
-            for node, entry in sorted(self._mediator.roster.entries.items())
-            if self._mediator.links.up(node) and not entry.left
+            for node, entry in self._linked()
             for served in entry.body.served
         ]
 
     def _where(self, model_id: str) -> NodeId | None:
         nodes = (
-            node
-            for node, entry in sorted(self._mediator.roster.entries.items())
-            if self._mediator.links.up(node) and any(served.model == model_id for served in entry.body.served)
+            node for node, entry in self._linked() if any(served.model == model_id for served in entry.body.served)
         )
         return next(nodes, None)
+
+    def _linked(self) -> Iterator[tuple[NodeId, Entry]]:
+        """Who can be asked now: what a mere client says that it serves must not draw others' prompts to it."""
+        for node, entry in sorted(self._mediator.roster.entries.items()):
+            member = self._mediator.roster.authors[node].role == Role.MEMBER
+            if member and not entry.left and self._mediator.links.up(node):
+                yield node, entry

@@ -106,7 +106,8 @@ class Heads:
         self.serving: dict[Fence, ServedRun] = {}
 
     def expect(self, claim: Claim, hops: Hops) -> None:
-        """Take the last stage's connection from now on, before any stage is told to dial."""
+        """Take the last stage's connection, before any stage is told to dial; `close` may follow at once."""
+        self._scopes[claim.fence] = trio.CancelScope()
         into, arriving = trio.open_memory_channel[socket.socket](1)
         self._returns[claim.fence] = arriving
 
@@ -120,9 +121,8 @@ class Heads:
 
     async def open(self, claim: Claim, hops: Hops, created: int) -> None:
         """Connect, probe, serve until the pipeline ends or `close`."""
-        scope = self._scopes[claim.fence] = trio.CancelScope()
         try:
-            with scope:
+            with self._scopes[claim.fence]:
                 await self._serve(claim, hops, created)
         except* MeshError as errors:
             reason = str(_first(errors))
@@ -132,7 +132,7 @@ class Heads:
             self._seats.close(hops.tokens[-1])
             self._scopes.pop(claim.fence, None)
             self.serving.pop(claim.fence, None)
-            self._returns.pop(claim.fence).close()
+            _close_all(self._returns.pop(claim.fence))
 
     def close(self, fence: Fence) -> None:
         """End the head of `fence`; requests in it get a typed error."""
@@ -203,6 +203,15 @@ async def _secure(raw: socket.socket, own: Credentials, peer_name: str, *, serve
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     context = stage_context(server, own.chain_pem, own.key, own.root_pem)
     return await secure(raw, context, lambda der: check_stage_peer(der, peer_name), server=server)
+
+
+def _close_all(arriving: trio.MemoryReceiveChannel[socket.socket]) -> None:
+    """Nobody takes what still waits."""
+    try:
+        while True:
+            arriving.receive_nowait().close()
+    except (trio.WouldBlock, trio.EndOfChannel):
+        arriving.close()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

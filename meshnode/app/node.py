@@ -6,6 +6,7 @@ before it is known to be right.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -32,7 +33,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Join, Resume, Serve
 from meshnode.app.passing import answer
 from meshnode.app.renewal import keep_renewed, require_valid
-from meshnode.app.runtime import Runtime
+from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import ServableModel, Shelf
 from meshnode.app.stages import Post, Stages
 from meshnode.core.node.events import CacheChanged, Demanded, PeerFound, Stopping
@@ -58,9 +59,11 @@ from meshnode.io.stage.tokenizer import open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.join import redeem
 from meshnode.io.transport.join_desk import JoinDesk
-from meshnode.io.transport.stream import Stream
+from meshnode.io.transport.stream import FramedStream, Stream
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
+
+log = logging.getLogger("meshnode.node")
 
 DRAIN_S = 2.5
 """For answers under way: they get a terminal event within this time."""
@@ -168,8 +171,7 @@ class Node:
         http_stop = trio.Event()
         async with trio.open_nursery() as nursery:
             try:
-                join = desk.handle if desk is not None else None
-                handlers = Handlers(self._member, join, self.seats.arrived)
+                handlers = self._handlers(desk)
                 host = None if settings.listen in ANY_ADDRESS else settings.listen
                 self.mesh_port = await nursery.start(self.transport.serve, host, settings.port, handlers)
                 self._assemble()
@@ -278,6 +280,22 @@ class Node:
 
     # --- connections ------------------------------------------------------------------------------------------
 
+    def _handlers(self, desk: JoinDesk | None) -> Handlers:
+        """A bug that a stranger or a member finds ends their connection, not the node."""
+
+        async def member(stream: Stream) -> None:
+            await ends_by_bug(self._member, stream)
+
+        async def join(stream: FramedStream) -> None:
+            assert desk is not None
+            await ends_by_bug(desk.handle, stream)
+
+        async def stage(token: bytes, connection: socket.socket) -> None:
+            if await ends_by_bug(self.seats.arrived, token, connection):
+                connection.close()
+
+        return Handlers(member, None if desk is None else join, stage)
+
     async def _member(self, stream: Stream) -> None:
         """An authenticated stream that a peer opened."""
         await self._ready.wait()
@@ -337,8 +355,11 @@ class Node:
             entries = self.mediator.roster.entries.items()
             present = {node: entry.body.addresses for node, entry in entries if not entry.left}
             if present != kept:
-                await trio.to_thread.run_sync(self.data.store_peers, present)
                 kept = present
+                try:
+                    await trio.to_thread.run_sync(self.data.store_peers, present)
+                except OSError as error:  # a full disk: the next start may need an invite's address again, no more
+                    log.warning("the addresses of members could not be kept: %s", error)
             await self.runtime.changed()
 
     # --- models -----------------------------------------------------------------------------------------------

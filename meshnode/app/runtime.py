@@ -14,7 +14,7 @@ import trio
 
 from meshnode.core.coordination.run import Hops
 from meshnode.core.node import effects as do
-from meshnode.core.node.events import Event, HeadFailed, PlanFailed, Planned, StageReported, TimePassed
+from meshnode.core.node.events import Event, HeadFailed, PlanFailed, Planned, Received, StageReported, TimePassed
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.planning.planner import make_plan
 from meshnode.errors import MeshError
@@ -48,8 +48,11 @@ class Links(Protocol):
 class Stages(Protocol):
     """What the runtime needs of app.stages."""
 
+    def expect(self, order: Prepare) -> bool:
+        """Make room for a stage that `stop` can end from now on; False when it is under way already."""
+
     async def prepare(self, order: Prepare) -> None:
-        """Fetch, start, load; reports by itself."""
+        """Fetch, start, load an expected stage; reports by itself."""
 
     async def connect(self, fence: Fence) -> None:
         """Dial the downstream of the stages of `fence`; reports by itself."""
@@ -69,6 +72,21 @@ class Heads(Protocol):
 
     def close(self, fence: Fence) -> None:
         """End the head of `fence`."""
+
+
+async def ends_by_bug(act: Callable[..., Awaitable[None]], *arguments: object) -> bool:
+    """Run `act`; True when a bug of ours ended it, which is logged and not worth the node.
+
+    MeshError and OSError are no bugs: they are raised.
+    """
+    try:
+        await act(*arguments)
+    except (MeshError, OSError):
+        raise
+    except Exception:  # the one broad except (STYLE)
+        log.exception("%s failed", getattr(act, "__qualname__", "an effect"))
+        return True
+    return False
 
 
 class Runtime:
@@ -111,9 +129,19 @@ class Runtime:
                 event: Event = TimePassed()
                 with trio.move_on_at(wake):
                     event = await self._events.receive()
-                await self._execute_all(self.mediator.handle(event, trio.current_time()), nursery)
+                await self._execute_all(self._handle(event), nursery)
                 changed, self._changed = self._changed, trio.Event()
                 changed.set()
+
+    def _handle(self, event: Event) -> list[do.Effect]:
+        """What the mediator decides. A message that it cannot stand costs its sender the link, and nobody the node."""
+        try:
+            return self.mediator.handle(event, trio.current_time())
+        except Exception:
+            if not isinstance(event, Received):
+                raise
+            log.exception("a message of %s could not be handled", event.peer)
+            return [do.CloseLink(event.peer, BUG)]
 
     async def _execute_all(self, effects: list[do.Effect], nursery: trio.Nursery) -> None:
         for effect in effects:
@@ -127,11 +155,12 @@ class Runtime:
     async def _guard(self, instead: Event | None, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """An effect is not worth the node: our own bug in one is logged, and the mediator hears `instead`."""
         try:
-            await act(*arguments)
-        except Exception:  # the one broad except (STYLE): what is typed was handled below
+            failed = await ends_by_bug(act, *arguments)
+        except (MeshError, OSError):  # what is expected was handled below
             log.exception("%s failed", getattr(act, "__qualname__", "an effect"))
-            if instead is not None:
-                await self.post(instead)
+            failed = True
+        if failed and instead is not None:
+            await self.post(instead)
 
     async def _execute(self, effect: do.Effect, nursery: trio.Nursery) -> None:
         assert self._links is not None
@@ -150,8 +179,9 @@ class Runtime:
                 failed = PlanFailed(effect.deployment, effect.serial, BUG)
                 nursery.start_soon(self._guard, failed, self._plan, effect)
             case do.PrepareStage():
-                broken = StageReported(Failed(effect.order.fence, effect.order.stage, "internal", BUG))
-                nursery.start_soon(self._guard, broken, self._stages.prepare, effect.order)
+                if self._stages.expect(effect.order):
+                    broken = StageReported(Failed(effect.order.fence, effect.order.stage, "internal", BUG))
+                    nursery.start_soon(self._guard, broken, self._stages.prepare, effect.order)
             case do.ConnectStages():
                 nursery.start_soon(self._guard, None, self._stages.connect, effect.fence)
             case do.StopStages():

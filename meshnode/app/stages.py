@@ -69,6 +69,8 @@ class _Running:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     process: StageProcess | None = None
     handshakes: int = 0
+    connecting: bool = False
+    """One dial at a time, however often it is ordered."""
     reported_at: float = 0.0
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -96,12 +98,18 @@ class Stages:
         self._running: dict[tuple[Fence, int], _Running] = {}
         self._ending: set[trio.Event] = set()
 
-    async def prepare(self, order: Prepare) -> None:
-        """Bring a stage up and watch it until it ends; every outcome is reported."""
+    def expect(self, order: Prepare) -> bool:
+        """Count a stage as under way, so that a `stop` before `prepare` begins ends it too; False when it is."""
         key = (order.fence, order.stage)
         if key in self._running:
-            return
-        running = self._running[key] = _Running(order)
+            return False
+        self._running[key] = _Running(order)
+        return True
+
+    async def prepare(self, order: Prepare) -> None:
+        """Bring an expected stage up and watch it until it ends; every outcome is reported."""
+        key = (order.fence, order.stage)
+        running = self._running[key]
         try:
             with running.scope:
                 for ended in list(self._ending):
@@ -118,8 +126,12 @@ class Stages:
     async def connect(self, fence: Fence) -> None:
         """Dial the downstream of every stage of `fence` here."""
         for (owner, _), running in list(self._running.items()):
-            if owner == fence and running.process is not None:
-                await self._connect(running, running.process)
+            if owner == fence and running.process is not None and not running.connecting:
+                running.connecting = True
+                try:
+                    await self._connect(running, running.process)
+                finally:
+                    running.connecting = False
 
     def stop(self, fence: Fence) -> None:
         """End the stages of `fence`; a Prepare that follows waits until they are gone."""

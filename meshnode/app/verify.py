@@ -104,9 +104,12 @@ def _compared(report: VerifyReport, whole: np.ndarray, split: np.ndarray) -> Ver
 
 
 def default_cuts(traits: ModelTraits, stages: int) -> tuple[int, ...]:
-    """Cuts into `stages` slices (fewer where the model allows fewer), as even as what is allowed permits."""
-    if stages < 1:
-        raise ConfigError(f"{stages} stages are not possible", "Choose 2 or more.")
+    """Cuts into `stages` slices, as even as what is allowed permits.
+
+    Errors: ConfigError for more stages than the model has allowed cuts.
+    """
+    if stages < 2:
+        raise ConfigError(f"{stages} stages are no split", "Choose 2 or more.")
     wanted = all_kinds_wanted(traits)
     chosen: list[int] = []
     for stage in range(1, stages):
@@ -117,8 +120,14 @@ def default_cuts(traits: ModelTraits, stages: int) -> tuple[int, ...]:
             for cut in traits.boundaries
             if cut > before and not (wanted and (traits.missing(before, cut) or traits.missing(cut, traits.layers)))
         ]
-        if usable:
-            chosen.append(min(usable, key=lambda cut: (abs(cut - goal), cut)))
+        usable = usable[: len(usable) - (stages - 1 - stage)]  # what the stages behind need stays free
+        counts = traits.row.counts
+        usable = [cut for cut in usable if not {cut - before, traits.layers - cut} & set(counts)] or usable
+        if not usable:
+            most = len(traits.boundaries) + 1
+            at_most = f"at most {most} stages" if not wanted else "fewer stages, or give the cuts yourself"
+            raise ConfigError(f"{stages} stages do not fit on what this model allows", f"Choose {at_most}.")
+        chosen.append(min(usable, key=lambda cut: (abs(cut - goal), cut)))
     return tuple(chosen)
 
 

@@ -22,7 +22,7 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
-from meshnode.wire.fence import Fence
+from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS, GOSSIP_BUCKETS, GOSSIP_ID, GOSSIP_IDS, STAGES
 
 OP_CHARACTERS = 64
@@ -346,6 +346,9 @@ def decode(frame: bytes) -> AnyMessage | Unrecognised:
         message: AnyMessage = _decoder.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError(f"malformed control message: {error}") from None
+    fence: Fence | None = getattr(message, "fence", None)
+    if fence is not None and not is_fence(fence):
+        raise PeerError("a malformed fence")
     if isinstance(message, Claim) and not 0 < len(message.stages) <= STAGES:
         raise PeerError(f"a claim names {len(message.stages)} stages, at most {STAGES} are allowed")
     _check_gossip(message)

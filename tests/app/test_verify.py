@@ -3,10 +3,12 @@
 import msgspec
 import pytest
 
-from meshnode.app.verify import VerifyReport, verify_model
+from meshnode.app.verify import VerifyReport, default_cuts, verify_model
 from meshnode.errors import ConfigError, ModelError
+from meshnode.io.llama.traits import traits_of
 from tests.factory import build, quantize
 from tests.factory.shapes import SHAPES
+from tests.io.llama.test_slicing import keys_of
 
 pytestmark = pytest.mark.native
 
@@ -82,11 +84,24 @@ def test_a_cut_that_makes_a_slice_look_like_another_model_is_refused(tmp_path):
     assert "46" in report.reason
 
 
+def test_default_cuts_make_no_slice_that_looks_like_another_model():
+    keys = keys_of("gemma2", attention__sliding_window=16)
+    assert default_cuts(traits_of(keys, 92), 2) != (46,)
+
+
 def test_cuts_that_do_not_ascend_are_the_users_mistake(tmp_path):
     path = build(tmp_path / "m.gguf", layers=4)
     for cuts in ([3, 2], [0], [4], [2, 2]):
         with pytest.raises(ConfigError):
             verify_model(path, cuts=cuts)
+
+
+def test_more_stages_than_the_model_has_layers_are_the_users_mistake(tmp_path):
+    path = build(tmp_path / "m.gguf", layers=4)
+    assert verify_model(path, stages=4).cuts == (1, 2, 3)
+    for stages in (5, 1, 0):
+        with pytest.raises(ConfigError):
+            verify_model(path, stages=stages)
 
 
 def test_an_architecture_without_a_row_is_never_guessed_at(tmp_path):

@@ -105,6 +105,22 @@ def _add_keys(writer, arch, keys, sizes):
             writer.add_uint32(key, value)
 
 
+def _every_key(sizes, heads, kv_heads, layers, nextn, shape):
+    epsilon = "layer_norm_epsilon" if shape.layer_norm else "layer_norm_rms_epsilon"
+    every = {
+        "context_length": sizes["C"],
+        "embedding_length": sizes["E"],
+        "block_count": layers + nextn,
+        "feed_forward_length": sizes["F"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        f"attention.{epsilon}": 1e-5,
+        "rope.dimension_count": sizes["H"],
+        "vocab_size": sizes["V"],
+    }
+    return {**every, "nextn_predict_layers": nextn} if nextn else every
+
+
 def build(
     path,
     arch="llama",
@@ -148,21 +164,7 @@ def build(
         "V": vocabulary,
         "C": context,
     }
-    epsilon = "layer_norm_epsilon" if shape.layer_norm else "layer_norm_rms_epsilon"
-    every = {
-        "context_length": context,
-        "embedding_length": embd,
-        "block_count": layers + nextn,
-        "feed_forward_length": ff,
-        "attention.head_count": heads,
-        "attention.head_count_kv": kv_heads,
-        f"attention.{epsilon}": 1e-5,
-        "rope.dimension_count": head,
-        "vocab_size": vocabulary,
-    }
-    if nextn:
-        every["nextn_predict_layers"] = nextn
-    chosen = {**every, **shape.keys, **(keys or {})}
+    chosen = {**_every_key(sizes, heads, kv_heads, layers, nextn, shape), **shape.keys, **(keys or {})}
     _add_keys(writer, arch, {name: value for name, value in chosen.items() if value is not None}, sizes)
     maker = _Maker(writer, sizes, seed, kind)
     maker.add("token_embd", (embd, vocabulary), scale=1.0)

@@ -2,6 +2,7 @@
 
 import random
 
+import msgpack
 import msgspec
 import pytest
 
@@ -114,3 +115,24 @@ def test_a_manifest_over_the_limit_is_refused_unread():
 
 def test_artifact_names_come_in_one_order():
     assert artifact_names(2) == ("metadata", "embedding", "output", "shared", "layer.0", "layer.1")
+
+
+def test_the_bytes_and_the_digest_of_a_manifest_never_change():
+    """Cached slices are found by this digest: other bytes would fetch every model again."""
+    golden = (
+        "84a776657273696f6e01ac617263686974656374757265a56c6c616d61a66c617965727301a96172746966616374739494a86d65746164"
+        "61746108c420"
+        + 64 * "0"
+        + "9094a9656d62656464696e6740c420"
+        + 64 * "0"
+        + "9195ab656d62656464696e672e30009110004094"
+        "a66f75747075740cc420"
+        + 64
+        * "0"
+        + "9295a86f75747075742e30009101000495a86f75747075742e31009102040894a76c617965722e"
+        "3030c420" + 64 * "0" + "9295a96c617965722e302e30009104001095a96c617965722e302e310091081020"
+    )
+    data = encode_manifest(manifest(1))
+    assert data.hex() == golden
+    assert manifest_digest(manifest(1)) == "d01c5df2a9591c0a1e1d088df7b13e0089a9e912c80a6d9949d2859f19262c9f"
+    assert msgpack.unpackb(data)["layers"] == 1  # an independent reader

@@ -227,6 +227,15 @@ def test_an_announcement_of_an_older_node_counts_for_its_whole_time() -> None:
     assert decode(msgpack.packb(told)) == Announce(A, b"body", b"signature", limits.ANNOUNCEMENT_TTL_MS)
 
 
+@pytest.mark.parametrize("fence", [Fence(Term(0), FENCE.run), Fence(FENCE.term, RunId("f" * 60_000))])
+def test_no_message_carries_a_malformed_fence(fence: Fence) -> None:
+    """Answers repeat it: what is longer than a fence would not fit the frame of the answer."""
+    for message in ALL:
+        if hasattr(message, "fence"):
+            with pytest.raises(PeerError, match="malformed fence"):
+                decode(encode(msgspec.structs.replace(message, fence=fence)))
+
+
 @pytest.mark.parametrize("count", [0, limits.STAGES + 1])
 def test_a_claim_names_some_stages_and_not_too_many(count: int) -> None:
     with pytest.raises(PeerError, match=f"names {count} stages"):

@@ -23,7 +23,12 @@ from rich.table import Table
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.rig import Rig, RigOptions, open_rig
 from meshnode.app.bench.yardstick import Yardstick, open_yardstick
-from meshnode.errors import ConfigError
+from meshnode.app.verify import default_cuts
+from meshnode.errors import ConfigError, ModelError
+from meshnode.io.llama.footprint import footprint_of
+from meshnode.io.llama.gguf_file import open_model
+from meshnode.io.llama.manifest import layer_count
+from meshnode.io.llama.traits import traits_of
 from meshnode.wire.messages import RunOptions
 
 STREAMS: Final = (1, 2, 4, 8)
@@ -57,17 +62,33 @@ class SplitOptions:
         if set(self.streams) - set(STREAMS) or 1 not in self.streams:
             raise ConfigError(f"streams are 1 and some of {STREAMS}", "--streams 1,2,4,8")
 
-    @property
-    def run(self) -> RunOptions:
-        """The same for plain and split."""
-        return RunOptions(
-            context=self.prefill_tokens + 1024,
-            lanes=max(self.streams),
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model that was looked at: its path, what both sides run with, and the cuts for 1, 2, ... stages."""
+
+    path: Path
+    run: RunOptions
+    cuts: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(path: Path, options: SplitOptions) -> _Subject:
+        """Raises ModelError, ConfigError."""
+        model = open_model(path)
+        traits = traits_of(model.keys, layer_count(model))
+        if traits.whole and options.stages > 1:
+            raise ModelError(f"this model cannot be split: {traits.whole}", "measure it with --stages 1")
+        cuts = ((), *(default_cuts(traits, stages) for stages in range(2, options.stages + 1)))
+        footprint = footprint_of(model)
+        run = RunOptions(
+            context=options.prefill_tokens + 1024,
+            lanes=max(options.streams),
             chunk=128,
-            kv_type="q8_0",
-            flash_attention=True,
-            wire_dtype=self.wire_dtype,
+            kv_type=footprint.kv_type,
+            flash_attention=footprint.flash_attention,
+            wire_dtype=options.wire_dtype,
         )
+        return _Subject(path, run, cuts)
 
 
 class SplitCase(msgspec.Struct, frozen=True):
@@ -99,8 +120,8 @@ class SplitReport(msgspec.Struct, frozen=True):
     stage_overhead_us: float
 
 
-class _Subject:
-    """Samples of one subject by what was measured, one a round."""
+class _Samples:
+    """Samples of one side by what was measured, one a round."""
 
     def __init__(self, name: str, stages: int) -> None:
         self.name, self.stages = name, stages
@@ -109,7 +130,7 @@ class _Subject:
         self.first: list[float] = []
         self.internal_us: tuple[float, ...] = ()
 
-    def case(self, plain: _Subject) -> SplitCase:
+    def case(self, plain: _Samples) -> SplitCase:
         return SplitCase(
             name=self.name,
             stages=self.stages,
@@ -120,7 +141,7 @@ class _Subject:
             stage_internal_us=self.internal_us,
         )
 
-    def overhead_us(self, plain: _Subject) -> float:
+    def overhead_us(self, plain: _Samples) -> float:
         pairs = zip(self.decode[1], plain.decode[1], strict=True)
         return median((1 / own - 1 / theirs) * 1e6 / self.stages for own, theirs in pairs)
 
@@ -133,66 +154,57 @@ def run_split(options: SplitOptions, progress: Callable[[str], None] = lambda _:
             model = Path(folder) / f"noise-{options.layers}x{options.embd}-{options.type}.gguf"
             progress(f"writing {model.name}")
             write_model(options.layers, options.embd, options.type, model)
-        return trio.run(_measure, options, model, progress)
+        return trio.run(_measure, options, _Subject.of(model, options), progress)
 
 
-async def _measure(options: SplitOptions, model: Path, progress: Callable[[str], None]) -> SplitReport:
-    plain = _Subject("plain llama.cpp", 0)
-    split = [_Subject(f"{n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
+async def _measure(options: SplitOptions, subject: _Subject, progress: Callable[[str], None]) -> SplitReport:
+    plain = _Samples("plain llama.cpp", 0)
+    split = [_Samples(f"{n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
     async with AsyncExitStack() as stack:
         progress("loading")
         yardstick = await stack.enter_async_context(
-            open_yardstick(model, options.run, options.threads, chunk=_PLAIN_CHUNK)
+            open_yardstick(subject.path, subject.run, options.threads, chunk=_PLAIN_CHUNK)
         )
-        rigs = [
-            await stack.enter_async_context(
-                open_rig(model, RigOptions(stages=subject.stages, threads=options.threads, run=options.run))
-            )
-            for subject in split
-        ]
-        await _round(options, (_Subject("", 0), yardstick), [(_Subject("", 1), rig) for rig in rigs], _warm)
+        rigs = []
+        for cuts in subject.cuts:
+            how = RigOptions(stages=len(cuts) + 1, cuts=cuts, threads=options.threads, run=subject.run)
+            rigs.append(await stack.enter_async_context(open_rig(subject.path, how)))
+        warm = [(_Samples("", 1), rig) for rig in rigs]
+        await _round((_Samples("", 0), yardstick), warm, (1,), subject.run.chunk)
         for number in range(options.rounds):
             progress(f"round {number + 1} of {options.rounds}")
-            await _round(options, (plain, yardstick), list(zip(split, rigs, strict=True)), _full)
-        for subject, rig in zip(split, rigs, strict=True):
+            sides = list(zip(split, rigs, strict=True))
+            await _round((plain, yardstick), sides, options.streams, options.prefill_tokens)
+        for side, rig in zip(split, rigs, strict=True):
             stats = await rig.statistics()
-            subject.internal_us = tuple(round(s.overhead_us / max(s.microbatches, 1), 1) for s in stats)
-    return _report(options, model, plain, split)
-
-
-def _warm(options: SplitOptions) -> tuple[tuple[int, ...], int]:
-    return (1,), options.run.chunk
-
-
-def _full(options: SplitOptions) -> tuple[tuple[int, ...], int]:
-    return options.streams, options.prefill_tokens
+            side.internal_us = tuple(round(s.overhead_us / max(s.microbatches, 1), 1) for s in stats)
+    return _report(options, subject.path, plain, split)
 
 
 async def _round(
-    options: SplitOptions,
-    plain: tuple[_Subject, Yardstick],
-    rigs: Sequence[tuple[_Subject, Rig]],
-    extent: Callable[[SplitOptions], tuple[tuple[int, ...], int]],
+    plain: tuple[_Samples, Yardstick],
+    rigs: Sequence[tuple[_Samples, Rig]],
+    streams: Sequence[int],
+    prefill: int,
 ) -> None:
     """Each measurement of everybody before the next one: neighbours in time are compared."""
-    streams, prefill = extent(options)
-    subject, yardstick = plain
+    samples, yardstick = plain
     for count in streams:
-        subject.decode.setdefault(count, []).append(await _plain_decode(yardstick, count))
+        samples.decode.setdefault(count, []).append(await _plain_decode(yardstick, count))
         for other, rig in rigs:
             other.decode.setdefault(count, []).append(await _split_decode(rig, count))
     for tokens, into in ((prefill, "prefill"), (_PROMPT, "first")):
-        await _timed(subject, into, tokens, yardstick.prefill(tokens, _PLAIN_CHUNK))
+        await _timed(samples, into, tokens, yardstick.prefill(tokens, _PLAIN_CHUNK))
         for other, rig in rigs:
             await _timed(other, into, tokens, _first_token(rig, tokens))
 
 
-async def _timed(subject: _Subject, into: str, tokens: int, seconds: Awaitable[float]) -> None:
+async def _timed(samples: _Samples, into: str, tokens: int, seconds: Awaitable[float]) -> None:
     took = await seconds
     if into == "prefill":
-        subject.prefill.append(tokens / took)
+        samples.prefill.append(tokens / took)
     else:
-        subject.first.append(took)
+        samples.first.append(took)
 
 
 async def _plain_decode(yardstick: Yardstick, streams: int) -> float:
@@ -224,7 +236,7 @@ async def _first_token(rig: Rig, tokens: int) -> float:
     return perf_counter() - started
 
 
-def _report(options: SplitOptions, model: Path, plain: _Subject, split: Sequence[_Subject]) -> SplitReport:
+def _report(options: SplitOptions, model: Path, plain: _Samples, split: Sequence[_Samples]) -> SplitReport:
     most = split[-1]
 
     def quotient(own: Sequence[float], theirs: Sequence[float]) -> float:
@@ -235,7 +247,7 @@ def _report(options: SplitOptions, model: Path, plain: _Subject, split: Sequence
         model=model.name,
         threads=options.threads,
         rounds=options.rounds,
-        cases=tuple(subject.case(plain) for subject in (plain, *split)),
+        cases=tuple(side.case(plain) for side in (plain, *split)),
         ratios={
             "one_stream_vs_plain": quotient(most.decode[1], plain.decode[1]),
             "two_streams_vs_one": two,

@@ -99,7 +99,9 @@ def serve(
 
 @command(application)
 def join(
-    invite: Annotated[str | None, typer.Argument(help="The line of `meshnode invite`; only the first time.")] = None,
+    invite: Annotated[
+        str | None, typer.Argument(help="The line of `meshnode invite`, or - for stdin; only the first time.")
+    ] = None,
     memory: Memory = None,
     name: Name = None,
     listen: Listen = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,10 @@ def serve(model: Path, flags: Mapping[str, object]) -> int:
 
 
 def join(invite: str | None, flags: Mapping[str, object]) -> int:
-    """Run a node that is, or becomes by `invite`, a member."""
+    """Run a node that is, or becomes by `invite`, a member. "-" reads the line from stdin, where `ps` cannot see it."""
+    if invite == "-":
+        # Twice what an invite may be long; more is none.
+        invite = sys.stdin.readline(512).strip().removeprefix("meshnode join ")
     return _run(Join(invite) if invite is not None else Resume(), flags)
 
 

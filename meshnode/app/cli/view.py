@@ -23,8 +23,10 @@ from meshnode.app.config import Settings
 from meshnode.core.node.status import NodeStatus
 from meshnode.errors import MeshError
 
-# Fast enough for a progress bar, slow enough to cost nothing.
-REFRESH_S = 0.5
+# Fast enough for a progress bar; and when nothing moves, slow enough to stay out of the way of the head's tokens, with
+# which a look shares the interpreter (3 ms each).
+MOVING_S = 0.5
+STEADY_S = 3.0
 INVITE_LIFE_S = 24 * 3600
 
 
@@ -36,6 +38,7 @@ class View:
         self._settings = settings
         self._console = Console(highlight=False)
         self._live: Live | None = None
+        self._steady = False
         self._drawing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
@@ -73,7 +76,7 @@ class View:
 
     def _watch(self) -> None:
         control: Control | None = None
-        while not self._ended.wait(REFRESH_S):
+        while not self._ended.wait(STEADY_S if self._steady else MOVING_S):
             try:
                 control = control or self._connect()
                 if control is not None:
@@ -89,6 +92,8 @@ class View:
         return Control.of(self._settings.data) if node is not None and node.pid == os.getpid() else None
 
     def _show(self, control: Control, status: NodeStatus) -> None:
+        states = {deployment.state for deployment in status.deployments}
+        self._steady = states == {"serving"} and not status.opening
         if self._live is None:
             for line in self._narrator.hear(status, time.monotonic()):
                 self._say(line)

@@ -136,12 +136,8 @@ def fingerprint(chain: tuple[bytes, ...]) -> bytes:
 
 
 def announce(body: Body, authority: Authority) -> Announce:
-    """The signed record of `body`. What is cached is a hint: as much of it is told as fits, the newest first."""
+    """The signed record of `body`, whose lists the caller has cut to fit."""
     raw = msgspec.msgpack.encode(body)
-    while len(raw) > BODY_BYTES and body.cached:
-        kept = list(body.cached.items())[len(body.cached) // 2 + 1 :]
-        body = msgspec.structs.replace(body, cached=dict(kept))
-        raw = msgspec.msgpack.encode(body)
     assert len(raw) <= BODY_BYTES, "an announcement outgrew its limit: cut its lists"
     return Announce(author=body.node, body=raw, signature=authority.sign(Domain.ANNOUNCEMENT, raw))
 
@@ -170,7 +166,8 @@ def read(record: Announce, author: Author, mesh: MeshId, *, verify: bool = True)
 
 def _is_possible(body: Body) -> bool:
     texts = (body.name, body.software, body.llama, *body.addresses, *(served.model for served in body.served))
-    sizes = (*body.number, body.memory_usable, *(reserved.bytes for reserved in body.reserved))
+    layers = (layer for ranges in body.cached.values() for slice_ in ranges for layer in slice_)
+    sizes = (*body.number, body.memory_usable, *(reserved.bytes for reserved in body.reserved), *layers)
     return (
         len(body.addresses) <= ADDRESSES
         and len(body.name) <= NAME_CHARACTERS

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -155,6 +155,8 @@ class _Http11(H11Protocol):  # type: ignore[misc]  # hypercorn is skipped by myp
 class _Connection(TCPServer):  # type: ignore[misc]  # hypercorn is skipped by mypy
     """One connection: plain TCP, HTTP/1.1, every write bounded in time and cancellable."""
 
+    _left = False
+
     async def run(self) -> None:
         try:
             raw = self.stream.socket
@@ -169,11 +171,17 @@ class _Connection(TCPServer):  # type: ignore[misc]  # hypercorn is skipped by m
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
+                # The client left. hypercorn's idle timer would hold the socket until it is over: a client that does not
+                # keep connections (most scripts) would fill CONNECTIONS with 17 requests a second.
+                self._left = True
+                await self.idle_task.stop()
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self.stream)
 
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated) and self._left:
+            return
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return

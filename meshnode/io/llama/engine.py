@@ -268,12 +268,12 @@ class SliceEngine:
 
         Errors: StageError with reason bad_copy where only whole lanes can be copied.
         """
+        held = self.next_position(source)
+        if source == target or held < length or (not self.trim_any and length not in (0, held)):
+            raise StageError("bad_copy", f"lane {source} holds {held} positions, {length} cannot be copied")
         self.clear(target)
         if not length:
             return
-        held = self.next_position(source)
-        if held < length or (not self.trim_any and held != length):
-            raise StageError("bad_copy", f"lane {source} holds {held} positions, {length} cannot be copied")
         if self.options.kv_unified and self.trim_any:
             api.llama_memory_seq_cp(self._memory, source, target, 0, length)
             return

@@ -16,8 +16,8 @@ from meshnode.errors import ModelError
 from meshnode.io.llama.gguf_file import alignment_of, encode_header, tensor_bytes
 from meshnode.io.llama.gguf_values import KeyValue
 from meshnode.io.llama.slice_keys import EMPTY_VOCABULARY, slice_keys, slice_order
-from meshnode.io.llama.traits import traits_of
-from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, Manifest, TensorEntry, layer_name
+from meshnode.io.llama.traits import Keys, traits_of
+from meshnode.wire.manifest import EMBEDDING, LAYER_PREFIX, OUTPUT, SHARED, Manifest, TensorEntry, layer_name
 
 TOKEN_EMBEDDING = "token_embd.weight"  # noqa: S105 (a tensor)
 OUTPUT_WEIGHT = "output.weight"
@@ -73,6 +73,7 @@ def layout_slice(keys: Sequence[KeyValue], manifest: Manifest, first: int, last:
     """
     if not 0 <= first < last <= manifest.layers:
         raise ModelError(f"layers {first} to {last} are not a slice of a model of {manifest.layers} layers")
+    _check(keys, manifest)
     final = last == manifest.layers
     traits = traits_of(keys, manifest.layers)
     if traits.whole and not (first == 0 and final):
@@ -86,6 +87,21 @@ def layout_slice(keys: Sequence[KeyValue], manifest: Manifest, first: int, last:
         own = _copied(manifest, layer_name(use.source), (f"blk.{use.source}.", f"blk.{position}."))
         placed += [_emptied(item) for item in own] if use.passing else own
     return _laid_out(sliced, placed)
+
+
+def _check(keys: Sequence[KeyValue], manifest: Manifest) -> None:
+    """Refuse a manifest that contradicts itself or its metadata: both may come from a peer."""
+    read = Keys(keys)
+    layers = read.number("block_count") - read.number("nextn_predict_layers")
+    if read.architecture != manifest.architecture or layers != manifest.layers:
+        raise ModelError("the manifest and the metadata are not of the same model")
+    for artifact in manifest.artifacts:
+        for entry in artifact.tensors:
+            if tensor_bytes(entry.type, entry.dims) != entry.size:
+                raise ModelError(f"the manifest gives the tensor {entry.name!r} a size that its shape does not have")
+            own = f"blk.{artifact.name.removeprefix(LAYER_PREFIX)}."
+            if entry.name.startswith("blk.") != entry.name.startswith(own):
+                raise ModelError(f"the manifest has the tensor {entry.name!r} in {artifact.name}")
 
 
 def layout_embedding(keys: Sequence[KeyValue], manifest: Manifest) -> SliceLayout:

@@ -291,6 +291,8 @@ async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
                 reason = problem.strerror or "the connection was refused"
     except socket.gaierror as problem:
         reason = problem.strerror or "the name is not known"
+    except UnicodeError:  # names come from announcements; Python refuses empty and long labels before it looks them up
+        reason = "no host can have that name"
     raise LinkLost(reason)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 
 import msgspec
@@ -112,3 +113,35 @@ async def test_a_prompt_longer_than_free_cells_waits_for_them(model) -> None:
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(one, "second", PROMPT * 4, 50)
     assert order == [("first", 100), ("second", 50)]
+
+
+async def test_r26_a_burst_of_cancels_on_real_stages_changes_no_answer(model) -> None:
+    draw = random.Random(7)
+    prompts = [PROMPT[: draw.randrange(1, 45)] for _ in range(8)]
+    got = {}
+
+    async with open_rig(model, RigOptions(stages=3, run=msgspec.structs.replace(F32, lanes=4))) as rig:
+
+        async def one(number) -> None:
+            if number % 2:
+                with trio.CancelScope() as scope:
+                    # Some leave while their prompt is worked off, some while they are answered, some in the queue.
+                    await rig.generate(prompts[number], 30, on_token=lambda _: scope.cancel())
+            else:
+                got[number] = ids(await rig.generate(prompts[number], 15))
+
+        async def gone(number) -> None:
+            async with rig.pipeline.generate(rig.request(prompts[number], 30)):
+                for _ in range(number):
+                    await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(one, number)
+                nursery.start_soon(gone, number)
+                await trio.lowlevel.checkpoint()
+        now = rig.pipeline.statistics()
+        alone = {number: ids(await rig.generate(prompts[number], 15)) for number in got}
+    assert got == alone
+    assert len(got) == 4
+    assert (now.lanes_busy, now.queued, now.cells_reserved, now.failed) == (0, 0, 0, 0)

@@ -9,7 +9,7 @@ from rich.console import Console
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.rig import RigOptions, open_rig
 from meshnode.app.bench.split import SplitOptions, SplitReport, print_split, run_split
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, ModelError
 from meshnode.io.llama.gguf_file import open_model
 
 pytestmark = pytest.mark.native
@@ -48,6 +48,14 @@ def test_impossible_measurements_are_refused_with_a_hint() -> None:
         with pytest.raises(ConfigError) as caught:
             SplitOptions(**changes)
         assert caught.value.hint
+
+
+def test_models_that_are_missing_or_cannot_be_cut_so_often_are_refused_before_anything_runs(tmp_path) -> None:
+    with pytest.raises(ModelError):
+        run_split(SplitOptions(model=tmp_path / "none.gguf"))
+    write_model(2, 256, "q8_0", tmp_path / "m.gguf", vocabulary=600)
+    with pytest.raises(ConfigError, match="3 stages"):
+        run_split(SplitOptions(model=tmp_path / "m.gguf", stages=3))
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k_m", "q4_0", "f16"])

@@ -18,11 +18,12 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
-def meshnode(*arguments: str) -> subprocess.CompletedProcess[str]:
+def meshnode(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "meshnode.app.cli", *arguments],
         env=_environment(),
+        input=stdin,
         check=False,
         capture_output=True,
         text=True,

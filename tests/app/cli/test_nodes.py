@@ -51,6 +51,8 @@ def test_an_invite_is_made_listed_and_revoked_and_then_lets_nobody_in(
     refused = meshnode("join", made.invite, "--data", str(tmp_path), "--port", "0", "--api-port", "0")
     assert refused.returncode == 2
     assert "revoked" in refused.stderr
+    piped = meshnode("join", "-", "--data", str(tmp_path), "--port", "0", "--api-port", "0", stdin=made.invite)
+    assert piped.stderr == refused.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -94,18 +94,12 @@ def test_an_oversized_record_is_refused_before_its_signature_is_looked_at() -> N
         {"name": "\x1b[31mred"},
         {"served": (Served("d", "a\nb", Term(1), RunId("00" * 8), 1, 1),)},
         {"reserved": (Reserved("d", -1),)},
+        {"cached": {"ab" * 32: ((-(2**62), 3),)}},
     ],
 )
 def test_impossible_values_are_refused_although_they_are_signed(changes: dict[str, object]) -> None:
     with pytest.raises(PeerError, match="impossible values"):
         read(signed(msgspec.msgpack.encode(body(**changes))), AUTHOR, MESH)
-
-
-def test_of_many_cached_slices_the_newest_are_told() -> None:
-    cached = {f"{digest:064x}": ((0, 9),) for digest in range(500)}
-    told = read(announce(body(cached=cached), OWN), AUTHOR, MESH).cached
-    assert 20 <= len(told) < 500
-    assert list(told) == list(cached)[-len(told) :]
 
 
 def test_damaged_records_are_refused_and_crash_nothing() -> None:

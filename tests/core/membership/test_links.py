@@ -54,6 +54,7 @@ def test_silence_ends_a_link_and_any_word_keeps_it() -> None:
 
 def test_a_lost_peer_has_a_grace_and_is_given_up_once() -> None:
     links = Links()
+    links.want(A, 0.0)
     links.opened(A, 0.0)
     links.closed(A, "reset", 10.0)
     assert links.given_up(10.0 + GRACE_S - 0.001) == []

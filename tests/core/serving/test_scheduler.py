@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from meshnode.core.serving.events import Event, Failed, TokenReady
-from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS, ServingOptions
+from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS
 from meshnode.core.serving.request import Generation
-from meshnode.core.serving.scheduler import Scheduler
 from meshnode.errors import (
     InvalidRequest,
     Overloaded,
@@ -21,61 +17,8 @@ from meshnode.errors import (
 from meshnode.wire.activation import Heartbeat, LaneSample, SampledFrame
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.sampling import Sampling
-from tests.core.serving.stages import END, FENCE, VOCABULARY, Stages, answer
-
-
-class Head:
-    """A scheduler on perfect stages, with what every consumer got."""
-
-    def __init__(self, **changes) -> None:
-        values = {"stages": 2, "context": 4096, "vocabulary": VOCABULARY, "end_tokens": frozenset({END}), "chunk": 8}
-        self.options = ServingOptions(**(values | changes))
-        self.scheduler = Scheduler(self.options, FENCE)
-        self.stages = Stages(self.options.context, self.options.chunk)
-        self.tokens: dict[str, list[int]] = {}
-        self.ends: dict[str, str | Exception] = {}
-        self.now = 0.0
-
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling))
-        self.scheduler.submit(request, self.now)
-        self.tokens[name] = []
-
-    def send(self) -> int:
-        frames = self.scheduler.next_frames(self.now)
-        self.stages.take(frames)
-        return len(frames)
-
-    def step(self) -> None:
-        self.take(self.scheduler.frame_received(self.stages.answer_oldest(), self.now))
-
-    def take(self, events: list[Event], *, read: bool = True) -> None:
-        for event in events:
-            assert event.id not in self.ends, "nothing follows the end of a request"
-            match event:
-                case TokenReady(name, sampled):
-                    self.tokens[name].append(sampled.token)
-                    if sampled.finish:
-                        self.ends[name] = sampled.finish
-                    elif read:
-                        self.scheduler.taken(name, self.now)
-                case Failed(name, error):
-                    self.ends[name] = error
-
-    def steps(self, count: int) -> None:
-        for _ in range(count):
-            self.send()
-            self.step()
-
-    def run(self) -> None:
-        self.send()
-        while self.stages.waiting:
-            self.step()
-            self.send()
-
-    def all_free(self) -> bool:
-        now = self.scheduler.statistics()
-        return (now.lanes_busy, now.queued, now.paused, now.cells_reserved, now.in_flight) == (0, 0, 0, 0, 0)
+from tests.core.serving.head import Head
+from tests.core.serving.stages import END, FENCE, VOCABULARY, answer
 
 
 def test_a_request_gets_its_tokens_and_its_lane_is_free_afterwards() -> None:
@@ -207,6 +150,30 @@ def test_r50_lanes_then_queue_then_refusal_at_once() -> None:
     assert now.rejected == {"queue_full": 1}
     head.run()
     assert len(head.ends) == 6
+
+
+def test_r5_ten_thousand_refused_requests_leave_nothing_behind() -> None:
+    head = Head(lanes=1, queue_per_lane=1)
+    head.submit("runs")
+    head.submit("waits")
+    for number in range(10_000):
+        with pytest.raises(Overloaded):
+            head.scheduler.submit(Generation(f"r{number}", (1,), 1, Sampling()), 0)
+    assert head.scheduler.statistics().rejected == {"queue_full": 10_000}
+    head.run()
+    assert head.all_free()
+    head.submit("r1")
+    head.run()
+    assert set(head.ends) == {"runs", "waits", "r1"}
+
+
+def test_r14_a_hundred_requests_one_after_the_other_on_one_lane() -> None:
+    head = Head(lanes=1)
+    for number in range(100):
+        head.submit(f"r{number}", prompt=(number, 7), max_tokens=2)
+        head.run()
+        assert head.tokens[f"r{number}"] == answer((number, 7), 2)
+    assert head.all_free()
 
 
 def test_r50_a_queued_request_waits_no_longer_than_its_time() -> None:
@@ -428,72 +395,3 @@ def test_answers_that_were_not_asked_for_are_the_peers_fault() -> None:
         assert head.scheduler.frame_received(Heartbeat(FENCE, 1), 0) == []
         with pytest.raises(PeerError):
             head.scheduler.frame_received(frame, 0)
-
-
-class Chaos(Head):
-    """One random history of everything that can happen."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        super().__init__(
-            stages=self.random.choice((1, 2, 3)),
-            lanes=self.random.choice((1, 2, 4)),
-            context=self.random.choice((300, 700, 1500)),
-            rows_per_microbatch=self.random.choice((1, 1, 4)),
-            queue_per_lane=1,
-            answer_reserve=16,
-            growth=4,
-        )
-        self.wanted: dict[str, Generation] = {}
-        self.cancelled: set[str] = set()
-        self.refused = 0
-
-    def arrive(self, number: int) -> None:
-        draw = self.random
-        size, most = draw.choice((1, 2, 30, 200)), draw.choice((1, 3, 40, 400))
-        prompt = tuple(draw.randrange(VOCABULARY) for _ in range(size))
-        name = f"r{number}"
-        try:
-            self.submit(name, prompt, most)
-            self.wanted[name] = Generation(name, prompt, most, Sampling())
-        except (Overloaded, PromptTooLong):
-            self.refused += 1
-
-    def leave(self) -> None:
-        living = [name for name in self.wanted if name not in self.ends and name not in self.cancelled]
-        if living:
-            name = self.random.choice(living)
-            self.scheduler.cancel(name, self.now)
-            self.cancelled.add(name)
-
-    def act(self, number: int) -> None:
-        self.now += self.random.choice((0.0, 0.01, 0.3))
-        match self.random.choices(("arrive", "leave", "answer", "fail", "expire"), (3, 1, 40, 0.3, 1))[0]:
-            case "arrive":
-                self.arrive(number)
-            case "leave":
-                self.leave()
-            case "answer" if self.stages.waiting:
-                self.step()
-            case "fail" if self.stages.waiting and self.stages.waiting[0].positions.size:
-                self.take(self.scheduler.frame_received(self.stages.fail_oldest(), self.now))
-            case "expire":
-                self.take(self.scheduler.expire(self.now))
-        self.send()
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_r52_r53_random_histories_lose_no_lane_no_cell_and_no_request(seed) -> None:
-    chaos = Chaos(seed)
-    for number in range(900):
-        chaos.act(number)
-        now = chaos.scheduler.statistics()
-        assert now.cells_live <= now.cells_reserved <= now.context
-        assert now.lanes_busy <= now.lanes
-    chaos.run()
-    assert chaos.all_free()
-    assert chaos.stages.lanes == {}
-    assert set(chaos.ends) | chaos.cancelled == set(chaos.wanted), "every request ended"
-    for name, request in chaos.wanted.items():
-        got = chaos.tokens[name]
-        assert got == answer(request.prompt, len(got)), "pauses and failures change no token"

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from meshnode.errors import ConfigError
 from meshnode.io.http import server
@@ -106,6 +107,17 @@ async def test_connections_beyond_the_limit_are_closed_at_once(monkeypatch: pyte
     async with serving(ByteDirectory(ByteModel())) as running, running.client() as client:
         await client.get("/health")
         assert await answered(running.port, b"") == b""
+
+
+async def test_a_client_that_leaves_gives_its_connection_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when the time of an idle one is over: most scripts open a connection for each request."""
+    monkeypatch.setattr(server, "CONNECTIONS", 8)
+    async with serving(ByteDirectory(ByteModel())) as running:
+        for _ in range(40):
+            async with running.client() as client:
+                response = await client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2})
+                assert response.status_code == 200
+            await wait_all_tasks_blocked()
 
 
 async def test_our_own_bug_is_a_500_that_says_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Slices of a model give the very bits of the whole."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -133,3 +134,105 @@ def test_activations_that_are_not_finite_are_an_error_and_not_an_answer(model, t
         chain.stages[1].decode(rows([0], [0], [True], activations=poison))
     assert refusal.value.reason == "non_finite"
     chain.close()
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_copied_prefix_continues_alike_whether_lanes_share_their_cells_or_not(model, kv_unified):
+    engine = SliceEngine.load(model, None, replace(OPTIONS, kv_unified=kv_unified), first=True, last=True)
+    engine.decode(rows([0, 1, 2, 3], [0] * 4, [False] * 4, [5, 6, 7, 8]))
+    engine.copy(0, 1, 3)
+    assert (engine.next_position(0), engine.next_position(1)) == (4, 3)
+    here = engine.decode(rows([4], [0], [True], [9])).copy()
+    engine.trim(0, 3)
+    engine.decode(rows([3], [1], [False], [8]))
+    assert np.allclose(engine.decode(rows([4], [1], [True], [9])), here, atol=1e-3)
+    with pytest.raises(StageError) as refusal:
+        engine.copy(0, 1, 9)
+    assert refusal.value.reason == "bad_copy"
+    engine.close()
+    engine.close()
+
+
+def test_several_lanes_in_one_microbatch_through_an_overwritten_input_are_exact(tmp_path):
+    path = build(tmp_path / "gemma.gguf", "gemma", layers=4)
+    chain = Chain(path, tmp_path, [0, 1, 4])
+    whole = SliceEngine.load(path, None, OPTIONS, first=True, last=True)
+    for tokens, positions, lanes in (([5, 6, 7], [0, 1, 0], [0, 0, 1]), ([8, 9], [2, 1], [0, 1]), ([3], [2], [1])):
+        flags = [True] * len(tokens)
+        expected = whole.decode(rows(positions, lanes, flags, tokens))
+        assert np.array_equal(chain.decode(tokens, positions, lanes, flags), expected)
+    whole.close()
+    chain.close()
+
+
+def test_a_recurrent_slice_takes_one_lane_a_microbatch_and_whole_lanes_only(tmp_path):
+    heads = [0, 2, 0, 2]
+    path = build(tmp_path / "lfm2.gguf", "lfm2", layers=4, keys={"attention.head_count_kv": heads})
+    engine = SliceEngine.load(path, None, OPTIONS, first=True, last=True)
+    assert (engine.one_lane, engine.trim_any) == (True, False)
+    with pytest.raises(StageError) as refusal:
+        engine.decode(rows([0, 0], [0, 1], [True, True], [5, 6]))
+    assert refusal.value.reason == "bad_rows"
+    engine.decode(rows([0, 1], [0, 0], [False, True], [5, 6]))
+    assert not engine.trim(0, 1)
+    engine.copy(0, 1, 2)
+    with pytest.raises(StageError) as refusal:
+        engine.copy(0, 1, 1)
+    assert refusal.value.reason == "bad_copy"
+    expected = engine.decode(rows([2], [0], [True], [7])).copy()
+    assert np.array_equal(engine.decode(rows([2], [1], [True], [7])), expected)
+    engine.close()
+
+
+def test_a_tap_that_the_graph_never_computes_fails_the_load(model, tmp_path):
+    path = cut(model, tmp_path, [0, 4, 8])[0]
+    path.write_bytes(path.read_bytes().replace(b"l_out-3", b"l_out-9"))
+    with pytest.raises(StageError) as refusal:
+        SliceEngine.load(path, tmp_path / "embedding.gguf", OPTIONS, first=True, last=False)
+    assert refusal.value.reason == "tap_missed"
+
+
+def test_a_load_can_be_stopped_and_a_file_that_llama_cpp_refuses_says_why(model, tmp_path):
+    with pytest.raises(StageError) as refusal:
+        SliceEngine.load(model, None, OPTIONS, first=True, last=True, progress=lambda fraction: False)
+    assert refusal.value.reason == "cancelled"
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(model.read_bytes().replace(b"blk.3.attn_q.weight", b"blk.3.attn_x.weight"))
+    with pytest.raises(StageError, match="attn_") as refusal:
+        SliceEngine.load(broken, None, OPTIONS, first=True, last=True)
+    assert refusal.value.reason == "load_failed"
+
+
+def test_a_slice_is_loaded_only_as_the_stage_it_was_cut_for(model, tmp_path):
+    first, last = cut(model, tmp_path, [0, 4, 8])
+    embedding = tmp_path / "embedding.gguf"
+    for path, table, ends in (
+        (last, embedding, (True, False)),
+        (first, None, (False, True)),
+        (first, None, (True, False)),
+    ):
+        with pytest.raises(StageError) as refusal:
+            SliceEngine.load(path, table, OPTIONS, first=ends[0], last=ends[1])
+        assert refusal.value.reason == "load_failed"
+
+
+@pytest.mark.parametrize("wrong", [{"lanes": 0}, {"lanes": 257}, {"chunk": 0}, {"kv_type": "q5_1"}])
+def test_options_that_are_not_possible_are_refused(model, wrong):
+    with pytest.raises(StageError) as refusal:
+        SliceEngine.load(model, None, replace(OPTIONS, **wrong), first=True, last=True)
+    assert refusal.value.reason == "bad_options"
+
+
+def test_the_fingerprint_tells_options_apart_and_memory_is_reported_by_kind(model, whole):
+    other = SliceEngine.load(model, None, replace(OPTIONS, flash_attention=False), first=True, last=True)
+    assert len({whole.fingerprint(), other.fingerprint()}) == 2
+    assert {"model", "kv", "compute"} <= set(other.memory_bytes())
+    other.close()
+
+
+def test_logits_of_a_chunk_come_for_the_flagged_rows_only(whole):
+    assert whole.decode(rows(range(10), [0] * 10, [False] * 10, [5] * 10)).shape == (0, 512)
+    flags = [index in (2, 7) for index in range(10)]
+    assert whole.decode(rows(range(10, 20), [0] * 10, flags, [5] * 10)).shape == (2, 512)
+    with pytest.raises(StageError):
+        whole.decode(rows(range(20, 60), [0] * 40, [True] * 40, [5] * 40))

@@ -4,6 +4,7 @@ import hashlib
 import os
 
 import pytest
+from msgspec.structs import replace
 
 from meshnode.errors import ModelError
 from meshnode.io.llama.gguf_file import open_model
@@ -124,6 +125,28 @@ def test_bounds_outside_the_model_are_refused(bounds, tmp_path):
     source = Source(tmp_path, layers=4)
     with pytest.raises(ModelError):
         layout_slice(source.model.keys, source.manifest, *bounds)
+
+
+def test_a_manifest_that_contradicts_itself_or_its_metadata_is_refused(tmp_path):
+    source = Source(tmp_path, layers=2)
+    whole = source.manifest
+
+    def changed(name, /, **changes):
+        first, *others = whole.artifact(name).tensors
+        artifact = replace(whole.artifact(name), tensors=(replace(first, **changes), *others))
+        return replace(whole, artifacts=tuple(artifact if item.name == name else item for item in whole.artifacts))
+
+    impossible = [
+        changed("embedding", dims=(1 << 40, 1 << 20)),
+        changed("embedding", type=99),
+        changed("layer.1", name="blk.0.extra.weight"),
+        changed("output", name="blk.0.extra.weight"),
+        replace(whole, architecture="qwen2"),
+        replace(whole, layers=1, artifacts=whole.artifacts[:-1]),
+    ]
+    for manifest in impossible:
+        with pytest.raises(ModelError):
+            layout_slice(source.model.keys, manifest, 0, 1)
 
 
 def test_an_unknown_array_of_one_value_a_layer_is_refused_and_not_copied(tmp_path):

@@ -21,7 +21,7 @@ from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import mesh_id_of
 from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream
 from meshnode.io.transport.tls import join_client_context, member_context
-from meshnode.io.transport.transport import Handlers, Transport, _listen
+from meshnode.io.transport.transport import Handlers, Transport, _listen, connect
 from meshnode.wire import limits
 from meshnode.wire.framing import encode_frame
 from meshnode.wire.preface import (
@@ -396,3 +396,10 @@ async def test_any_free_port_is_the_same_one_for_every_address_family() -> None:
     for listener in listeners:
         await listener.aclose()
     assert len(ports) == 1
+
+
+@pytest.mark.parametrize("host", ["a..b", "..", "x" * 64 + ".example"])
+async def test_a_name_that_no_host_can_have_is_not_reached(host: str) -> None:
+    """Announcements carry what their author likes; Python refuses these with an error that is no OSError."""
+    with pytest.raises(LinkLost, match="no host can have that name"):
+        await connect(f"{host}:8420")

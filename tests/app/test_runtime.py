@@ -1,0 +1,179 @@
+"""What a node survives: bugs in its effects, messages that its mediator cannot stand, orders that cross."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from meshnode.app.hops import HopSeats
+from meshnode.app.runtime import Runtime, ends_by_bug
+from meshnode.app.stages import Post, SlicePaths, Stages
+from meshnode.core.node import effects as do
+from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
+from meshnode.errors import PeerError
+from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Hop, Ping, Prepare, RunOptions
+
+PEER = NodeId("peer")
+FENCE = Fence(Term(1), RunId("0" * 16))
+
+
+def order() -> Prepare:
+    hop = Hop(bytes(16), "s1.mesh", PEER)
+    return Prepare(
+        fence=FENCE,
+        deployment="d",
+        manifest_digest="m",
+        source=PEER,
+        stage=0,
+        stages=1,
+        first=0,
+        last=1,
+        layers=1,
+        options=RunOptions(64, 1, 32, "f16", flash_attention=False),
+        upstream=hop,
+        downstream=hop,
+    )
+
+
+class Decides:
+    """A mediator whose decisions a test hands in, by event."""
+
+    def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
+        self.handled: list[Event] = []
+        self._decide = decide
+
+    def handle(self, event: Event, now: float) -> list[do.Effect]:
+        self.handled.append(event)
+        return self._decide(event)
+
+    def deadline(self) -> float | None:
+        return None
+
+
+class Shelf:
+    """Slices that never arrive."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.cancelled = 0
+
+    async def obtain(self, wanted: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
+        self.asked += 1
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        return SlicePaths(Path("never"))
+
+
+class Links:
+    def __init__(self) -> None:
+        self.closed: list[tuple[NodeId, str]] = []
+
+    def close(self, peer: NodeId, reason: str) -> None:
+        self.closed.append((peer, reason))
+
+    async def dial(self, node: NodeId, addresses: tuple[str, ...]) -> None:
+        raise ZeroDivisionError
+
+
+class Heads:
+    """None is opened here."""
+
+
+async def unreachable(*_: object) -> Any:
+    raise PeerError("nothing is dialed here")
+
+
+class Node:
+    """A runtime with real stages that wait for their slices."""
+
+    def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
+        self.mediator = Decides(decide)
+        self.runtime = Runtime(self.mediator, lambda _: None)
+        self.shelf, self.links = Shelf(), Links()
+        post = Post(self.runtime.post, self.runtime.hint)
+        self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, 1)
+        self.runtime.attach(self.links, self.stages, Heads())
+
+
+async def test_a_stage_that_is_stopped_before_its_task_began_never_runs(nursery: trio.Nursery) -> None:
+    """Prepare and Abort in one packet: trio may run the second order before the task of the first."""
+
+    def decide(event: Event) -> list[do.Effect]:
+        return [do.PrepareStage(order()), do.StopStages(FENCE)] if isinstance(event, Stopping) else []
+
+    node = Node(decide)
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await wait_all_tasks_blocked(0.01)
+    assert node.shelf.asked == node.shelf.cancelled
+    assert node.stages.expect(order()), "the place is free again"
+
+
+async def test_an_order_that_is_repeated_starts_one_stage(nursery: trio.Nursery) -> None:
+    node = Node(lambda event: [do.PrepareStage(order())] * 2 if isinstance(event, Stopping) else [])
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await wait_all_tasks_blocked(0.01)
+    assert node.shelf.asked == 1
+
+
+async def test_a_message_that_the_mediator_cannot_stand_costs_its_sender_the_link(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    def decide(event: Event) -> list[do.Effect]:
+        assert not isinstance(event, Received), "not possible, we thought"
+        return []
+
+    node = Node(decide)
+    nursery.start_soon(node.runtime.run)
+    with caplog.at_level(logging.ERROR):
+        await node.runtime.post(Received(PEER, Ping(1)))
+        await node.runtime.post(LinkClosed(PEER, "gone"))
+        await wait_all_tasks_blocked(0.01)
+    assert [peer for peer, _ in node.links.closed] == [PEER]
+    assert node.mediator.handled[-1] == LinkClosed(PEER, "gone")
+    assert "could not be handled" in caplog.text
+
+
+async def test_a_bug_in_an_effect_is_told_to_the_mediator_and_ends_nothing(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(lambda event: [do.PrepareStage(order())] if isinstance(event, Stopping) else [])
+
+    async def broken(*_: object) -> SlicePaths:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(node.shelf, "obtain", broken)
+    nursery.start_soon(node.runtime.run)
+    with caplog.at_level(logging.ERROR):
+        await node.runtime.post(Stopping())
+        await wait_all_tasks_blocked(0.01)
+    last = node.mediator.handled[-1]
+    assert isinstance(last, StageReported)
+    assert getattr(last.report, "reason", "") == "internal"
+
+
+async def test_a_bug_is_told_from_what_a_peer_did(caplog: pytest.LogCaptureFixture) -> None:
+    async def bug() -> None:
+        raise ZeroDivisionError
+
+    async def fine() -> None:
+        pass
+
+    with caplog.at_level(logging.ERROR):
+        assert await ends_by_bug(bug)
+    assert "bug failed" in caplog.text
+    assert not await ends_by_bug(fine)
+    with pytest.raises(PeerError):
+        await ends_by_bug(unreachable)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from meshnode.core.serving.request import Generation
+from meshnode.errors import Overloaded, PromptTooLong
+from meshnode.wire.sampling import Sampling
+from tests.core.serving.head import Head
+from tests.core.serving.stages import VOCABULARY, answer
+
+
+class Chaos(Head):
+    """One random history of everything that can happen."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        super().__init__(
+            stages=self.random.choice((1, 2, 3)),
+            lanes=self.random.choice((1, 2, 4)),
+            context=self.random.choice((300, 700, 1500)),
+            rows_per_microbatch=self.random.choice((1, 1, 4)),
+            queue_per_lane=1,
+            answer_reserve=16,
+            growth=4,
+        )
+        self.wanted: dict[str, Generation] = {}
+        self.cancelled: set[str] = set()
+        self.refused = 0
+
+    def arrive(self, number: int) -> None:
+        draw = self.random
+        size, most = draw.choice((1, 2, 30, 200)), draw.choice((1, 3, 40, 400))
+        prompt = tuple(draw.randrange(VOCABULARY) for _ in range(size))
+        name = f"r{number}"
+        try:
+            self.submit(name, prompt, most)
+            self.wanted[name] = Generation(name, prompt, most, Sampling())
+        except (Overloaded, PromptTooLong):
+            self.refused += 1
+
+    def leave(self) -> None:
+        living = [name for name in self.wanted if name not in self.ends and name not in self.cancelled]
+        if living:
+            name = self.random.choice(living)
+            self.scheduler.cancel(name, self.now)
+            self.cancelled.add(name)
+
+    def act(self, number: int) -> None:
+        self.now += self.random.choice((0.0, 0.01, 0.3))
+        match self.random.choices(("arrive", "leave", "answer", "fail", "expire"), (3, 1, 40, 0.3, 1))[0]:
+            case "arrive":
+                self.arrive(number)
+            case "leave":
+                self.leave()
+            case "answer" if self.stages.waiting:
+                self.step()
+            case "fail" if self.stages.waiting and self.stages.waiting[0].positions.size:
+                self.take(self.scheduler.frame_received(self.stages.fail_oldest(), self.now))
+            case "expire":
+                self.take(self.scheduler.expire(self.now))
+        self.send()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_r52_r53_random_histories_lose_no_lane_no_cell_and_no_request(seed) -> None:
+    chaos = Chaos(seed)
+    for number in range(900):
+        chaos.act(number)
+        now = chaos.scheduler.statistics()
+        assert now.cells_live <= now.cells_reserved <= now.context
+        assert now.lanes_busy <= now.lanes
+    chaos.run()
+    assert chaos.all_free()
+    assert chaos.stages.lanes == {}
+    assert set(chaos.ends) | chaos.cancelled == set(chaos.wanted), "every request ended"
+    for name, request in chaos.wanted.items():
+        got = chaos.tokens[name]
+        assert got == answer(request.prompt, len(got)), "pauses and failures change no token"
