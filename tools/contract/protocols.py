@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from meshnode.app.passing import Answering, Asked
 from meshnode.core.membership.announcement import Body
+from meshnode.core.membership.suspicion import Suspicion
 from meshnode.identity.domains import Domain
 from meshnode.wire import activation, artifacts, join, limits, messages, preface, stage_protocol
 from meshnode.wire.framing import LENGTH_BYTES
@@ -102,7 +103,7 @@ def protocols() -> tuple[Protocol, ...]:
         Protocol(
             "signed",
             "what an author signs and others pass on byte by byte, inside messages of control",
-            (Body,),
+            (Body, Suspicion),
             {},
             tables=(Domain,),
         ),
