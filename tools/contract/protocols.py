@@ -66,6 +66,10 @@ def _split(form: str) -> list[str]:
 
 def protocols() -> tuple[Protocol, ...]:
     """All of them, outermost first."""
+    return (*_admission(), *_between_members(), *_of_stages())
+
+
+def _admission() -> tuple[Protocol, ...]:
     return (
         Protocol(
             "link",
@@ -88,6 +92,11 @@ def protocols() -> tuple[Protocol, ...]:
             get_args(join.JoinMessage),
             {"frame_bytes_max": limits.JOIN_FRAME},
         ),
+    )
+
+
+def _between_members() -> tuple[Protocol, ...]:
+    return (
         Protocol(
             "control",
             "MEMBER connection of class CONTROL, one message a frame",
@@ -120,6 +129,11 @@ def protocols() -> tuple[Protocol, ...]:
             (Asked, Answering),
             {"frame_bytes_max": limits.REQUEST_FRAME, "body_bytes_max": limits.REQUEST_BODY},
         ),
+    )
+
+
+def _of_stages() -> tuple[Protocol, ...]:
+    return (
         Protocol(
             "activation",
             "STAGE connection inside TLS: header, meta, row table, payload; all numbers little-endian",
