@@ -105,7 +105,7 @@ class Detector:
         silent = [node for node in watched if self.quiet(node, now) > QUIET_S]
         if len(silent) >= 2 and 2 * len(silent) >= len(watched):
             self.health = min(self.health + 1, HEALTH_MAX)
-        elif not silent:
+        elif not silent and now - self._awake_at > QUIET_S:
             self.health = max(self.health - 1, 1)
         probes: list[tuple[NodeId, Probe]] = []
         suspicions: list[Suspicion] = []

@@ -42,6 +42,8 @@ class Link:
     ping_sent_at: float | None = None
     rtt_s: float | None = None
     error: str = ""
+    closing: bool = False
+    """Told to be closed."""
     wanted: bool = True
     """Dialed when it is down; a link that the peer wants alone is kept and never dialed."""
     watched: bool = False
@@ -107,7 +109,7 @@ class Links:
         link = self.know(node, now)
         link.wanted, self._changed = link.wanted and known, True
         link.dialed = link.dialing
-        link.up, link.dialing, link.failures, link.error = True, False, 0, ""
+        link.up, link.dialing, link.failures, link.error, link.closing = True, False, 0, "", False
         link.heard_at, link.ping_at, link.ping_sent_at, link.lost_at = now, now, None, None
 
     def closed(self, node: NodeId, reason: str, now: float) -> None:
@@ -116,7 +118,7 @@ class Links:
         self._changed = True
         if link.up:
             link.lost_at = now
-        link.up, link.dialing, link.error = False, False, reason
+        link.up, link.dialing, link.closing, link.error = False, False, False, reason
         link.dial_at = now + min(REDIAL_MIN_S * 2**link.failures, REDIAL_MAX_S)
         link.failures = min(link.failures + 1, 16)
 
@@ -154,12 +156,15 @@ class Links:
                 yield link
 
     def silent(self, now: float) -> list[NodeId]:
-        """Linked peers that said nothing for too long."""
-        return [link.node for link in self.links.values() if link.up and now - link.heard_at > SILENCE_S]
+        """Linked peers that said nothing for too long; each is named once."""
+        found = [x for x in self.links.values() if x.up and not x.closing and now >= x.heard_at + SILENCE_S]
+        for link in found:
+            link.closing = self._changed = True
+        return [link.node for link in found]
 
     def given_up(self, now: float) -> list[NodeId]:
         """Wanted peers whose link was lost and did not come back in time; each is named once."""
-        gone = [x for x in self.links.values() if x.lost_at is not None and now - x.lost_at >= GRACE_S]
+        gone = [x for x in self.links.values() if x.lost_at is not None and now >= x.lost_at + GRACE_S]
         for link in gone:
             link.lost_at, self._changed = None, True
             if not (link.wanted or link.up or link.dialing):
@@ -171,9 +176,12 @@ class Links:
         self._changed = True
 
     def is_due(self, now: float) -> bool:
-        """Whether anything here is due."""
+        """Whether anything here is due. What was heard since moves the next time on."""
         due = self.deadline()
-        return due is not None and due <= now
+        if due is None or due > now:
+            return False
+        self._changed = True
+        return True
 
     def linked(self) -> list[NodeId]:
         """Peers with a link now, in an order that does not depend on when they came."""
@@ -189,6 +197,7 @@ class Links:
         """When something here is due next."""
         if self._changed:
             times = [link.ping_at for link in self.links.values() if link.up]
+            times += [link.heard_at + SILENCE_S for link in self.links.values() if link.up and not link.closing]
             times += [link.dial_at for link in self.links.values() if link.wanted and not (link.up or link.dialing)]
             times += [link.lost_at + GRACE_S for link in self.links.values() if link.lost_at is not None]
             self._due, self._changed = min(times, default=None), False

@@ -40,8 +40,16 @@ def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
     body = entry.body if entry is not None else None
     if entry is not None and entry.left:
         state = "left"
+    elif entry is not None and entry.dead:
+        state = "dead"
+    elif node in mediator.roster.conflicts:
+        state = "conflict"
+    elif mediator.membership.detector.suspected(node):
+        state = "suspect"
     elif link is not None and link.up:
         state = "linked"
+    elif entry is not None and entry.present and not (link is not None and link.wanted):
+        state = "alive"
     else:
         state = "connecting" if body is None or link is None or link.failures == 0 else "lost"
     heard = max(link.heard_at if link else 0.0, entry.received_at if entry else 0.0)

@@ -14,7 +14,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
     node: str
     name: str
     state: str
-    """linked | connecting | lost | left"""
+    """linked | alive (by others' word) | connecting | lost | suspect | dead | left | conflict (its key was copied)"""
     addresses: tuple[str, ...] = ()
     memory_usable: int = 0
     age_s: float = 0.0

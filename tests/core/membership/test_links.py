@@ -46,8 +46,9 @@ def test_silence_ends_a_link_and_any_word_keeps_it() -> None:
     links.opened(B, 0.0)
     links.heard(A, 1.0)
     links.heard(name_to_id("stranger"), 1.0)
-    assert links.silent(SILENCE_S) == []
-    assert links.silent(SILENCE_S + 0.001) == [B]
+    assert links.silent(SILENCE_S - 0.001) == []
+    assert links.silent(SILENCE_S) == [B]
+    assert links.silent(SILENCE_S) == [], "each is named once"
     links.closed(B, "no word", SILENCE_S + 0.001)
     assert links.silent(SILENCE_S + 0.5) == []
 

@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.mediator import Mediator, Self
@@ -93,6 +94,7 @@ class World:
     hooks: list[Callable[[str, do.Effect], bool]] = field(default_factory=list)
     log: list[tuple[str, do.Effect]] = field(default_factory=list)
     persisted: dict[str, bytes] = field(default_factory=dict)
+    rules: Rules = RULES
     _counter: int = 0
 
     def add(self, name: str, memory_mb: int, *, role: str = "member", incarnation: int = 1) -> Mediator:
@@ -103,7 +105,7 @@ class World:
         def draw(count: int) -> bytes:
             return hashlib.sha256(f"{name}/{incarnation}/{next(draws)}".encode()).digest()[:count]
 
-        mediator = Mediator(me, HashAuthority(node, role), draw, self.now)
+        mediator = Mediator(me, HashAuthority(node, role), draw, self.now, self.rules)
         if name in self.persisted:
             mediator.ledger.restore(self.persisted[name])
         self.nodes[name] = mediator
