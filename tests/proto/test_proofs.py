@@ -1,4 +1,4 @@
-"""Golden proofs: ids, signatures, MACs and invites, computed here from hashes and keys alone, and by our own code."""
+"""Golden proofs: ids, signatures, MACs, digests, invites; computed here from hashes and keys alone, and by our code."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from meshnode.core.membership.digest import Digest
 from meshnode.identity.domains import Domain, sign, verify
 from meshnode.identity.ids import MeshId, node_id_of
 from meshnode.identity.invites import Invite, format_invite, invite_key, issuer_pin, mesh_pin, parse_invite
 from meshnode.identity.transcript import Transcript
+from meshnode.wire.messages import Announce
 from tools.contract.jsonform import from_json
 from tools.export_schema import PROTO
 
@@ -96,6 +98,20 @@ def test_the_key_of_an_invite_is_derived_by_hkdf(given: dict[str, Any], result: 
     info = b"meshnode/v1/invite-key\0" + given["invite_id"]
     assert hmac.digest(extracted, info + b"\x01", hashlib.sha256) == result["key"]
     assert invite_key(given["secret"], given["invite_id"]) == result["key"]
+
+
+@of("digest")
+def test_what_a_node_holds_is_compared_by_hashes_of_its_ids(given: dict[str, Any], result: dict[str, Any]) -> None:
+    """Ids are hashes of what was signed; each of 16 parts is hashed over its sorted ids, the root over the parts."""
+    ids = sorted(hashlib.sha256(body).digest()[:16] for body in given["bodies"])
+    parts = [b"".join(identity for identity in ids if identity[0] >> 4 == part) for part in range(16)]
+    hashes = [hashlib.sha256(part).digest()[:8] for part in parts]
+    assert hashes == result["hashes"]
+    assert hashlib.sha256(b"".join(hashes)).digest()[:8] == result["root"]
+    ours = Digest()
+    for body in given["bodies"]:
+        ours.add(Announce(node_id_of(body), body, b""))
+    assert (list(ours.hashes()), ours.root()) == (result["hashes"], result["root"])
 
 
 def test_every_domain_has_a_proof() -> None:

@@ -50,7 +50,8 @@ EXAMPLES: dict[str, Any] = {
     "alternatives": [[300, -0.5], [7, -1.25]],
     "lanes": [1, 3],
     "ids": [bytes(range(16)), bytes(range(16, 32))],
-    "hashes": [bytes([index]) * 16 for index in range(GOSSIP_BUCKETS)],
+    "hashes": [bytes([index]) * 8 for index in range(GOSSIP_BUCKETS)],
+    "root": bytes(range(8)),
     "version": 1,
     "layers": 1,
     "artifacts": [
