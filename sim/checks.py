@@ -12,12 +12,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meshnode.core.membership.announcement import Body
+from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.identity.domains import Domain
@@ -72,6 +74,8 @@ class Checks:
         self.words: dict[NodeId, Word] = {}
         self.applied = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
+        self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
+        """Told of every entry that a roster takes up or changes: how the report measures."""
 
     def fail(self, rule: str, detail: str) -> None:
         """End the run."""
@@ -144,6 +148,8 @@ class Checks:
                 self.fail("rolled back", f"{machine.name} went back to {body.number} of {body.name}")
             else:
                 life.numbers[author] = body.number
+                if self.heard is not None:
+                    self.heard(machine, author, entry)
 
     def _judge(self, author: NodeId, raw: bytes, signature: bytes) -> Body | None:
         """The body that `author` really signed; None for any other."""
@@ -183,8 +189,8 @@ class Checks:
 
     # --- after the heal -----------------------------------------------------------------------------------------
 
-    def differences(self) -> list[str]:
-        """What keeps the rosters of the running nodes from being equal and right."""
+    def differences(self, under_way_s: float = 0.0) -> list[str]:
+        """What keeps the rosters of the running nodes from being equal and right; words may be under way so long."""
         running = self.world.running()
         found = []
         for machine in running:
@@ -196,7 +202,7 @@ class Checks:
                 last = other.authority.announced
                 if entry is None:
                     found.append(f"{machine.name} does not know {other.name}")
-                elif entry.body.number != last:
+                elif entry.body.number != last and self.world.now - other.authority.announced_at > under_way_s:
                     found.append(f"{machine.name} holds {entry.body.number} of {other.name}, which said {last}")
                 elif not entry.present:
                     found.append(f"{machine.name} takes {other.name} for gone")

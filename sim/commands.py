@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import time
 
+from sim import report
+from sim import sweep as sweeping
 from sim.profiles import PROFILES
 from sim.trial import Outcome, Setting, run
 
@@ -24,7 +27,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, default=20)
     parser.add_argument("--profile", choices=sorted(PROFILES), default="wan")
     parser.add_argument("--until", type=float, default=120.0, help="virtual seconds")
+    commands = parser.add_subparsers()
+    many = commands.add_parser("sweep", help="many seeds; the profiles in turn")
+    many.set_defaults(act=_sweep)
+    many.add_argument("--seeds", type=int, default=300)
+    many.add_argument("--first", type=int, default=0)
+    many.add_argument("--jobs", type=int, default=1)
+    many.add_argument("--nodes", type=int, default=5)
+    many.add_argument("--until", type=float, default=120.0, help="virtual seconds")
+    table = commands.add_parser("report", help="the table of bars, measured")
+    table.set_defaults(act=_report)
+    table.add_argument("--small", action="store_true", help="without the meshes of 256 nodes")
+    table.add_argument("--long", action="store_true", help="as often as the bars ask for (an hour)")
     return parser
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    wanted = [*sweeping.failed_once(), *sweeping.settings(options.first, options.seeds, options.nodes, options.until)]
+    began, broken, seconds = time.perf_counter(), 0, 0.0
+    for outcome in sweeping.sweep(wanted, options.jobs):
+        seconds += outcome.setting.until * outcome.setting.nodes
+        if not outcome.good:
+            broken += 1
+            print(told(outcome), flush=True)
+    wall = time.perf_counter() - began
+    print(f"{len(wanted)} runs, {broken} broken, {seconds:,.0f} node-seconds in {wall:.0f} s")
+    return 1 if broken else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    measured = []
+    for measure in report.rows(large=not options.small, long=options.long):
+        measured.append(measure())
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(report.table(measured))
+    return 0 if all(row.good for row in measured) else 1
 
 
 def _one(options: argparse.Namespace) -> int:

@@ -129,6 +129,7 @@ class SimulatedAuthority:
         self.mesh = mint.mesh
         self.node = peer_identity(leaf).node_id
         self._now = now
+        self.announced_at = 0.0
         self.announced = (0, 0)
         """Number of the last announcement."""
 
@@ -136,6 +137,7 @@ class SimulatedAuthority:
         """This node's signature, noted down for the checkers."""
         self.mint.signed.setdefault(self.node, {})[data] = domain
         if domain is Domain.ANNOUNCEMENT:
+            self.announced_at = self._now()
             self.announced = msgspec.msgpack.decode(data, type=Body).number
         return sign(self.key, domain, self.mesh, data)
 

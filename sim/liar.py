@@ -7,7 +7,7 @@
     wrong mesh   its own announcement of another mesh, really signed
     false claim  a claim in another node's name
     noise        bytes that are no message
-    lie          two of its own announcements with one number (a copied key looks the same)
+    equivocated  another announcement of its own under the number of its last (a copied key looks the same)
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 EVERY_S = 0.4
 KEPT = 64
 """Old announcements of others that it can replay."""
-KINDS = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "noise")
+KINDS = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "noise", "equivocated")
 
 
 class Liar:
     """Sends forgeries on the links of one machine until `until`."""
 
-    def __init__(self, world: World, machine: Machine, until: float) -> None:
-        self.world, self.machine, self.until = world, machine, until
+    def __init__(self, world: World, machine: Machine, until: float, every_s: float = EVERY_S) -> None:
+        self.world, self.machine, self.until, self.every_s = world, machine, until, every_s
         self.random: Random = stream(world.seed, "liar", machine.name)
         self.told: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.kept: list[Announce] = []
 
     def begin(self) -> None:
         """Lie now and then."""
-        self.world.agenda.after(self.random.expovariate(1 / EVERY_S), self._again)
+        self.world.agenda.after(self.random.expovariate(1 / self.every_s), self._again)
 
     def _again(self) -> None:
         if self.world.now >= self.until:
@@ -79,6 +79,8 @@ class Liar:
                 return self._wrong_mesh()
             case "false_claim":
                 return self._false_claim(end)
+            case "equivocated":
+                return self._equivocated()
         if not self.kept:
             return []
         record = self.random.choice(self.kept)
@@ -111,6 +113,15 @@ class Liar:
         raw = msgspec.msgpack.encode(self._body(self.machine.node, other))
         signature = sign(self.machine.authority.key, Domain.ANNOUNCEMENT, other, raw)
         return [encode(Announce(self.machine.node, raw, signature))]
+
+    def _equivocated(self) -> list[bytes]:
+        """Really signed, so it may be believed; but it must not keep anybody from hearing the next one."""
+        authority = self.machine.authority
+        number = authority.announced
+        body = self._body(self.machine.node, self.world.mint.mesh)
+        body = msgspec.structs.replace(body, incarnation=number[0], sequence=number[1])
+        raw = msgspec.msgpack.encode(body)
+        return [encode(Announce(body.node, raw, authority.sign(Domain.ANNOUNCEMENT, raw)))]
 
     def _body(self, node: NodeId, mesh: MeshId) -> Body:
         name = f"{self.machine.name}-false"

@@ -25,8 +25,8 @@ from sim.profiles import Profile
 MB = 1_000_000
 LAYERS = 12
 LAYER_MB = 100
-MEMORY_MB = 1200
-"""A machine holds about half of the model: two are needed at least."""
+MEMORY_MB = 700
+"""A machine holds five layers beside a stage's reserve: three are needed at least."""
 TAIL = 40
 """Last events kept for the report of a failure."""
 
