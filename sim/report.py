@@ -1,0 +1,231 @@
+"""What the design promises of membership, measured: `python -m sim report` prints the table that the docs quote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from meshnode.core.membership.roster import Entry
+from meshnode.core.node import events as on
+from meshnode.identity.ids import NodeId
+from sim.agenda import stream
+from sim.liar import EVERY_S, Liar
+from sim.machine import Machine
+from sim.profiles import CALM, PROFILES
+from sim.trial import populate
+from sim.world import World
+
+SETTLE_S = 30.0
+"""Until a fresh mesh of any size is quiet."""
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    bar: str
+    measured: str
+    good: bool
+
+
+def quiet(nodes: int, loss: float, seed: int = SEED) -> World:
+    """A mesh on links of 20 ms without faults, settled."""
+    world = World(seed, replace(CALM, loss=loss))
+    populate(world, nodes)
+    world.agenda.run(SETTLE_S + nodes / 8)
+    return world
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` of all lie."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def spread(world: World, author: Machine, within: float) -> list[float]:
+    """Seconds from a change at `author` until each other node held it; endless where it never came."""
+    arrived: dict[NodeId, float] = {}
+    before = author.authority.announced
+
+    def heard(machine: Machine, node: NodeId, entry: Entry) -> None:
+        if node == author.node and entry.body.number > before:
+            arrived.setdefault(machine.node, world.now)
+
+    world.checks.heard = heard
+    author.hand(on.CacheChanged({f"{author.authority.announced[1]:064x}": ((0, 1),)}))
+    began = world.now
+    world.agenda.run(began + within)
+    world.checks.heard = None
+    return [
+        arrived.get(machine.node, float("inf")) - began for machine in world.running() if machine is not author
+    ]
+
+
+def convergence(nodes: int, loss: float, updates: int) -> list[float]:
+    """Seconds until everybody held an update, one for each update."""
+    world = quiet(nodes, loss)
+    random = stream(SEED, "authors")
+    return [max(spread(world, random.choice(world.running()), 12.0)) for _ in range(updates)]
+
+
+def detection(nodes: int, deaths: int) -> list[float]:
+    """Seconds from a power-off until each other node took the machine for dead."""
+    world = quiet(nodes, 0.0)
+    random = stream(SEED, "deaths")
+    found: list[float] = []
+    for _ in range(deaths):
+        victim = random.choice(world.running())
+        victim.crash(power=True)
+        began, seen = world.now, {}
+        while world.now < began + 30.0 and len(seen) < len(world.running()):
+            world.agenda.run(world.now + 0.05)
+            for machine in world.running():
+                assert machine.mediator is not None
+                entry = machine.mediator.roster.entries.get(victim.node)
+                if machine.node not in seen and (entry is None or not entry.present):
+                    seen[machine.node] = world.now - began
+        found += [seen.get(machine.node, float("inf")) for machine in world.running()]
+        victim.start()
+        world.agenda.run(world.now + 15.0)
+    return found
+
+
+def false_deaths(nodes: int, seconds: float, loss: float, pause_s: float = 0.0) -> int:
+    """How often a node that lives was taken for gone."""
+    world = quiet(nodes, loss)
+    wrong: list[str] = []
+
+    def heard(machine: Machine, node: NodeId, entry: Entry) -> None:
+        if not entry.present:
+            wrong.append(f"{world.now:.3f} {machine.name} {entry.body.name}")
+
+    world.checks.heard = heard
+    end = world.now + seconds
+    index = 0
+    while world.now < end:
+        if pause_s:
+            machine = world.running()[index % nodes]
+            machine.pause()
+            world.agenda.run(world.now + pause_s)
+            machine.resume()
+            index += 1
+        world.agenda.run(min(end, world.now + 5.0))
+    return len(wrong)
+
+
+def traffic(nodes: int, seconds: float) -> float:
+    """Bytes a second that one node sends while nothing happens, TLS records and packet headers included."""
+    world = quiet(nodes, 0.0)
+    before = sum(world.network.sent_bytes.values())
+    world.agenda.run(world.now + seconds)
+    return (sum(world.network.sent_bytes.values()) - before) / nodes / seconds
+
+
+def healing(nodes: int, loss: float) -> float:
+    """Seconds from the end of a partition of a minute, with changes on both sides, until all rosters are equal."""
+    world = quiet(nodes, loss)
+    machines = list(world.machines.values())
+    half = [machine.node for machine in machines[: nodes // 2]]
+    rest = [machine.node for machine in machines[nodes // 2 :]]
+    pairs = [pair for a in half for b in rest for pair in ((a, b), (b, a))]
+    for pair in pairs:
+        world.network.block(*pair)
+    world.agenda.run(world.now + 30.0)
+    for machine in (machines[0], machines[-1]):
+        machine.hand(on.CacheChanged({"0" * 64: ((0, 2),)}))
+    world.agenda.run(world.now + 30.0)
+    for pair in pairs:
+        world.network.unblock(*pair)
+    healed = world.now
+    while world.checks.differences() and world.now < healed + 60.0:
+        world.agenda.run(world.now + 0.1)
+    return world.now - healed if not world.checks.differences() else float("inf")
+
+
+def forgeries(wanted: int) -> tuple[int, int]:
+    """Lies told, lies believed: the checkers end the run at the first (0 or 1)."""
+    told = 0
+    seed = SEED
+    while told < wanted:
+        world = World(seed, replace(PROFILES["lan"], faults=()))
+        populate(world, 5)
+        machines = list(world.machines.values())
+        liars = [Liar(world, machine, 600.0, every_s=EVERY_S / 40) for machine in machines[1:3]]
+        for liar in liars:
+            liar.begin()
+        world.agenda.run(120.0)
+        told += sum(sum(liar.told.values()) for liar in liars)
+        seed += 1
+    return told, 0
+
+
+Measure = Callable[[bool], Row]
+
+
+def _spread_row(nodes: int, loss: float, bar: float, updates: int) -> Row:
+    times = convergence(nodes, loss, updates)
+    worst = percentile(times, 0.99)
+    what = f"all of {nodes} nodes hold an update, 20 ms links, {loss:.0%} loss, p99 of {updates} updates"
+    return Row(what, f"{bar:g} s", f"{worst:.2f} s (median {percentile(times, 0.5):.2f})", worst <= bar)
+
+
+def _detection_row(nodes: int, deaths: int) -> Row:
+    times = detection(nodes, deaths)
+    worst = percentile(times, 0.99)
+    return Row(f"power-off known to all of {nodes} nodes, p99", "10 s", f"{worst:.2f} s", worst <= 10.0)
+
+
+def _false_row(nodes: int, seconds: float, loss: float, pause_s: float = 0.0) -> Row:
+    wrong = false_deaths(nodes, seconds, loss, pause_s)
+    story = f", a node pauses {pause_s:g} s every 5 s" if pause_s else ""
+    what = f"alive nodes taken for dead in {nodes * seconds:,.0f} node-seconds, {loss:.0%} loss{story}"
+    return Row(what, "0", str(wrong), wrong == 0)
+
+
+def _traffic_row(nodes: int, bar: float) -> Row:
+    sent = traffic(nodes, 60.0)
+    return Row(f"idle traffic at {nodes} nodes, a node and direction", f"{bar:g} KB/s", f"{sent / 1000:.2f} KB/s", sent <= bar * 1000)
+
+
+def _healing_row(nodes: int) -> Row:
+    seconds = healing(nodes, 0.0)
+    return Row(f"rosters of {nodes} nodes equal after a partition of 60 s", "10 s", f"{seconds:.1f} s", seconds <= 10.0)
+
+
+def _forgery_row(count: int) -> Row:
+    told, believed = forgeries(count)
+    return Row(f"lies believed of {told:,} told", "0", str(believed), believed == 0)
+
+
+def rows(*, large: bool, long: bool) -> list[Callable[[], Row]]:
+    """What to measure; `large` with 256 nodes, `long` as often as the bars ask for."""
+    wanted: list[Callable[[], Row]] = [
+        lambda: _spread_row(8, 0.05, 1.5, 100),
+        lambda: _spread_row(32, 0.05, 2.0, 100 if long else 30),
+        lambda: _healing_row(8),
+        lambda: _healing_row(32),
+        lambda: _detection_row(8, 10),
+        lambda: _detection_row(32, 5),
+        lambda: _false_row(8, 125_000.0 if long else 2000.0, 0.05),
+        lambda: _false_row(8, 1000.0, 0.0, 1.0),
+        lambda: _traffic_row(8, 2.0),
+        lambda: _forgery_row(100_000 if long else 5_000),
+    ]
+    if large:
+        wanted += [
+            lambda: _spread_row(256, 0.05, 3.0, 10),
+            lambda: _spread_row(256, 0.20, 5.0, 5),
+            lambda: _detection_row(256, 2),
+            lambda: _traffic_row(256, 10.0),
+        ]
+    return wanted
+
+
+def table(measured: list[Row]) -> str:
+    """As Markdown, for the docs."""
+    head = ("measured by the simulator", "bar", "measured", "")
+    lines = [head, *((row.what, row.bar, row.measured, "" if row.good else "MISSED") for row in measured)]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    texts = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([texts[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *texts[1:]])

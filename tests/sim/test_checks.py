@@ -1,0 +1,117 @@
+"""The checkers find what they are for: each is shown a world in which its rule is broken on purpose."""
+
+from dataclasses import replace
+
+import pytest
+
+from meshnode.core.membership.roster import Roster
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Announce, Grant, Pong
+from sim.checks import INSTANT, Violation
+from sim.machine import Machine
+from sim.profiles import CALM
+from sim.trial import populate
+from sim.world import World
+
+
+def settled(nodes: int = 3) -> tuple[World, list[Machine]]:
+    world = World(1, CALM)
+    populate(world, nodes)
+    world.agenda.run(10.0)
+    assert world.checks.differences() == []
+    return world, list(world.machines.values())
+
+
+def roster(machine: Machine) -> Roster:
+    assert machine.mediator is not None
+    return machine.mediator.roster
+
+
+def test_an_announcement_that_its_author_never_signed_is_found() -> None:
+    world, (one, two, _) = settled()
+    entry = roster(one).entries[two.node]
+    false = Announce(two.node, entry.record.body, bytes(64))
+    roster(one).entries[two.node] = replace(entry, record=false)
+
+    with pytest.raises(Violation, match="forged: n0 believes what"):
+        one.hand(on.TimePassed())
+
+
+def test_a_step_back_to_an_older_number_is_found() -> None:
+    world, (one, two, _) = settled()
+    old = roster(one).entries[two.node]
+    two.hand(on.CacheChanged({"0" * 64: ((0, 1),)}))
+    world.agenda.run(15.0)
+    assert roster(one).entries[two.node].body.number > old.body.number
+    roster(one).entries[two.node] = old
+
+    with pytest.raises(Violation, match="rolled back"):
+        one.hand(on.TimePassed())
+
+
+def test_a_grant_that_is_not_on_disk_is_found() -> None:
+    world, (one, two, _) = settled()
+    grant = Grant(Fence(Term(3), RunId("0" * 16)), "0" * 16)
+
+    with pytest.raises(Violation, match="broken word: n0 grants"):
+        world.checks.obeys(one, do.Send(two.node, grant))
+
+
+def test_terms_that_do_not_come_back_after_a_restart_are_found() -> None:
+    world, machines = settled(4)
+    world.serve(machines[0])
+    world.agenda.run(20.0)
+    holder = next(m for m in machines[1:] if m.mediator is not None and m.mediator.ledger.held)
+    holder.crash(power=True)
+    holder.disk.ledger = None
+
+    with pytest.raises(Violation, match="after a restart"):
+        holder.start()
+
+
+def test_an_order_of_a_lower_term_after_a_higher_one_is_found() -> None:
+    world, machines = settled(4)
+    orders: list[do.PrepareStage] = []
+    obeys = world.checks.obeys
+
+    def listen(machine: Machine, effect: do.Effect) -> None:
+        if isinstance(effect, do.PrepareStage):
+            orders.append(effect)
+        obeys(machine, effect)
+
+    world.checks.obeys = listen  # type: ignore[method-assign]  # a listener in the checkers' place
+    world.serve(machines[0])
+    world.agenda.run(20.0)
+    holder = next(m for m in machines if any(o.order.fence in m.mediator.ledger.held for o in orders))
+    world.checks.words[holder.node].granted[orders[0].order.deployment] = 9
+
+    with pytest.raises(Violation, match="two drivers: n. obeys term 1 after 9"):
+        obeys(holder, orders[0])
+
+
+def test_a_node_that_never_lets_time_pass_is_found() -> None:
+    world, (one, *_) = settled()
+
+    with pytest.raises(Violation, match="spinning"):
+        for _ in range(INSTANT + 2):
+            world.checks.handled(one, on.TimePassed(), [])
+
+
+def test_too_many_effects_of_one_event_are_found() -> None:
+    world, (one, two, _) = settled()
+
+    with pytest.raises(Violation, match="unbounded: 3000 effects"):
+        world.checks.handled(one, on.TimePassed(), [do.Send(two.node, Pong(1))] * 3000)
+
+
+def test_a_run_that_only_its_participant_remembers_is_an_orphan() -> None:
+    world, machines = settled(4)
+    world.serve(machines[0])
+    world.agenda.run(20.0)
+    assert world.checks.orphans() == []
+
+    machines[0].crash(power=True)
+
+    assert world.checks.orphans() != []
