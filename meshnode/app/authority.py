@@ -15,6 +15,7 @@ from meshnode.identity.credentials import Credentials
 from meshnode.identity.domains import Domain, sign, verify
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.keys import public_key_of
+from meshnode.identity.revocation import RevocationList, read_list
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,7 @@ class NodeAuthority:
         who = peer_identity(leaf)
         issuer = node_id_of(key_bytes(certificates[1] if len(certificates) > 1 else self._credentials().root))
         return CertifiedAuthor(who.node_id, who.role.value, issuer, public_key_of(key_bytes(leaf)), self.mesh)
+
+    def revocations(self, chain: tuple[bytes, ...], body: bytes, signature: bytes) -> RevocationList:
+        """The list in `body`; PeerError when no issuer of this mesh signed it."""
+        return read_list(chain, body, signature, self._credentials().root)

@@ -235,7 +235,10 @@ class Node:
         ledger = self.data.ledger()
         if ledger is not None:
             self.mediator.ledger.restore(ledger)
-        self.runtime = Runtime(self.mediator, self.data.store_ledger)
+        revocations = self.data.revocations()
+        if revocations is not None:
+            self.mediator.membership.restore(revocations)
+        self.runtime = Runtime(self.mediator, self.data.store_ledger, self.data.store_revocations)
         self.shelf = Shelf(self.data.cache, self._open_bulk, self.mediator.node)
         self.links = ControlLinks(self.transport, self.mediator.node, self.runtime.post)
         post = Post(self.runtime.post, self.runtime.hint)

@@ -92,9 +92,11 @@ async def ends_by_bug(act: Callable[..., Awaitable[None]], *arguments: object) -
 class Runtime:
     """One mediator and the world around it. `attach` the parts before `run`."""
 
-    def __init__(self, mediator: Mediator, persist: Callable[[bytes], None]) -> None:
+    def __init__(self, mediator: Mediator, persist: Callable[[bytes], None], keep: Callable[[bytes], None]) -> None:
+        """`persist` writes the ledger, `keep` the revocation lists; both return when they are durable."""
         self.mediator = mediator
         self._persist = persist
+        self._keep = keep
         self._into, self._events = trio.open_memory_channel[Event](EVENTS)
         self._links: Links | None = None
         self._stages: Stages | None = None
@@ -175,6 +177,8 @@ class Runtime:
                 self._links.close(effect.peer, effect.reason)
             case do.Persist():
                 await trio.to_thread.run_sync(self._persist, effect.ledger)
+            case do.KeepRevocations():
+                await trio.to_thread.run_sync(self._keep, effect.lists)
             case do.MakePlan():
                 failed = PlanFailed(effect.deployment, effect.serial, BUG)
                 nursery.start_soon(self._guard, failed, self._plan, effect)

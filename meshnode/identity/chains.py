@@ -142,6 +142,12 @@ def verify_chain(chain: Sequence[x509.Certificate], root: x509.Certificate, now:
     _check_leaf(chain[0])
 
 
+def check_issuer(issuer: x509.Certificate, root: x509.Certificate) -> None:
+    """`PeerError` unless the root made this key an issuer, whenever that was."""
+    _check_signed(issuer, root)
+    _check_authority(issuer, below=1)
+
+
 def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Role:
     """The role of a node certificate that `issuer`'s key once signed; `PeerError` when it ended too long ago."""
     _check_signed(leaf, issuer)

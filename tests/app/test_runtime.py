@@ -99,7 +99,7 @@ class Node:
 
     def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
         self.mediator = Decides(decide)
-        self.runtime = Runtime(self.mediator, lambda _: None)
+        self.runtime = Runtime(self.mediator, lambda _: None, lambda _: None)
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
         self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, 1)

@@ -13,6 +13,7 @@ import msgspec
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId
+from meshnode.identity.revocation import RevocationList
 from meshnode.wire.fence import RunId, Term
 from meshnode.wire.limits import ADDRESSES
 from meshnode.wire.messages import Announce
@@ -127,6 +128,10 @@ class Authority(Protocol):
 
     def admit(self, chain: tuple[bytes, ...]) -> Author:
         """The author that `chain` proves. Raises PeerError when it proves none."""
+        ...
+
+    def revocations(self, chain: tuple[bytes, ...], body: bytes, signature: bytes) -> RevocationList:
+        """The list in `body`, checked (identity/revocation). Raises PeerError when no issuer of the mesh signed it."""
         ...
 
 

@@ -16,6 +16,7 @@ from meshnode.core.membership.exchange import Exchange
 from meshnode.core.membership.gossip import PULL_S, SMALL, Draw, Gossip, pick
 from meshnode.core.membership.links import Links
 from meshnode.core.membership.observers import Observers
+from meshnode.core.membership.revocation import Revocations
 from meshnode.core.membership.roster import Entry, Roster
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.membership.standing import Standing
@@ -48,6 +49,8 @@ LATE_S = 0.5
 HINTS = 64
 """Addresses of members that have not announced themselves: those of an invite, or of the last run."""
 
+REVOKED = "its certificate was revoked"
+
 MembershipMessage = (
     Introduce
     | Announce
@@ -76,6 +79,7 @@ class Membership:
         self.rules = rules
         self._draw = draw
         self.roster = Roster(authority, verify=rules.signatures)
+        self.revocations = Revocations(authority)
         self.links = Links()
         self.hints: dict[NodeId, tuple[str, ...]] = {}
         self.digest = Digest()
@@ -103,7 +107,7 @@ class Membership:
 
     def found(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
         """An address of a member that has not announced itself yet."""
-        if node == self.node or node in self.roster.entries:
+        if node == self.node or node in self.roster.entries or self.barred(node):
             return
         if node not in self.hints and len(self.hints) >= HINTS:
             del self.hints[next(iter(self.hints))]
@@ -114,6 +118,9 @@ class Membership:
     def link_opened(self, peer: NodeId, now: float) -> None:
         """A link is authenticated: say who we are, and compare what we know."""
         self.links.opened(peer, now)
+        if self.barred(peer):
+            self._orders.append(order.Drop(peer, REVOKED))
+            return
         if self.voice.record is not None:
             self._tell(peer, Introduce(self.authority.chain))
             self._tell(peer, self.voice.record)
@@ -131,7 +138,9 @@ class Membership:
         """One message of a linked peer. Raises PeerError for what no honest node sends."""
         match message:
             case Introduce():
-                self.roster.introduce(message.chain)
+                node = self.roster.introduce(message.chain)
+                if self.barred(node):
+                    self._remove(node)
             case Announce():
                 self._announced(peer, message, now)
             case Leave():
@@ -153,7 +162,7 @@ class Membership:
             case Probed():
                 self.detector.probed(peer, message, now)
             case Revoke():
-                pass
+                self.revoke(peer, message, now)
             case _:
                 assert_never(message)
 
@@ -162,6 +171,11 @@ class Membership:
         if author == self.node:
             if self.voice.heard_itself(record, now, verify=self.rules.signatures):
                 self._orders.append(order.Noted(self.voice.alarm or "this node's numbers were used before: going on"))
+            return
+        if self.barred(author):
+            self.gossip.saw(id_of(record))
+            for revoked in self.revocations.records.values():
+                self._tell(peer, revoked)
             return
         if author not in self.roster.authors:
             self._ask_who(peer, author, now)
@@ -206,6 +220,45 @@ class Membership:
         if entry is not None and entry.left:
             self.links.forget(node)
         self._orders += [order.Lost(node, reason), order.Changed()]
+
+    # --- revocation -------------------------------------------------------------------------------------------
+
+    def revoke(self, peer: NodeId, record: Revoke, now: float) -> None:
+        """Take a list, of a peer or (`peer` is this node) of the issuer here. Raises PeerError."""
+        news, before = self.revocations.offer(record)
+        if before is not None:
+            self.digest.remove(id_of(before))
+        if not news:
+            self.gossip.saw(id_of(record))
+            return
+        self.gossip.spread(self.digest.add(record), self.standing.size, {peer}, now)
+        self._orders.append(order.Keep(self.revocations.encode()))
+        for node in [*self.roster.authors, *self.links.links]:
+            if self.barred(node):
+                self._remove(node)
+
+    def restore(self, revocations: bytes) -> None:
+        """Lists that were kept on disk. Raises ConfigError."""
+        self.revocations.restore(revocations)
+        for record in self.revocations.records.values():
+            self.gossip.saw(self.digest.add(record))
+
+    def barred(self, node: NodeId) -> bool:
+        """Whether its certificate, or its issuer's, was revoked."""
+        return self.revocations.bars(node, self.roster.authors.get(node))
+
+    def _remove(self, node: NodeId) -> None:
+        entry = self.roster.entries.get(node)
+        if entry is not None:
+            self.digest.remove(entry.identity)
+        for record in self.detector.clear(node):
+            self.digest.remove(id_of(record))
+        self.roster.remove(node)
+        self.hints.pop(node, None)
+        if self.links.up(node):
+            self._orders.append(order.Drop(node, REVOKED))
+        self._gone(node, REVOKED)
+        self.links.forget(node)
 
     # --- suspicion --------------------------------------------------------------------------------------------
 

@@ -45,10 +45,17 @@ class Changed:
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Write the revocation lists durably before anything that follows."""
+
+    revocations: bytes
+
+
+@dataclass(frozen=True)
 class Noted:
     """A line for the log."""
 
     text: str
 
 
-MembershipOrder = Tell | Dial | Drop | Lost | Changed | Noted
+MembershipOrder = Tell | Dial | Drop | Lost | Changed | Keep | Noted

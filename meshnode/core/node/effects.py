@@ -45,6 +45,13 @@ class Persist:
 
 
 @dataclass(frozen=True)
+class KeepRevocations:
+    """Write the revocation lists durably before anything that follows in this list."""
+
+    lists: bytes
+
+
+@dataclass(frozen=True)
 class MakePlan:
     """Plan off the loop; answer with Planned and the same serial."""
 
@@ -104,6 +111,7 @@ Effect = (
     | Send
     | CloseLink
     | Persist
+    | KeepRevocations
     | MakePlan
     | PrepareStage
     | ConnectStages

@@ -10,7 +10,7 @@ from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready
+from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, Revoke
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Received:
 
     peer: NodeId
     message: AnyMessage
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The issuer at this node signed a new revocation list."""
+
+    record: Revoke
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ Event = (
     | LinkOpened
     | LinkClosed
     | Received
+    | Revoked
     | Demanded
     | Withdrawn
     | Planned

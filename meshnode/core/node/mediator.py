@@ -119,6 +119,8 @@ class Mediator:
                 self._link_closed(event.peer, event.reason, now)
             case on.Received():
                 self._received(event.peer, event.message, now)
+            case on.Revoked():
+                self.membership.revoke(self.node, event.record, now)
             case on.Demanded():
                 key = event.demand.deployment
                 term = self.ledger.promised.get(key, 0)
@@ -145,8 +147,12 @@ class Mediator:
             self._do(do.Send(peer, message))
         for deployment in self.deployments.values():
             deployment.changed(now)
-        # An Abort may have been lost with the old link: a coordinator that no longer knows the run says it again.
-        for fence in self.ledger.of_coordinator(peer):
+        # An Abort may have been lost with the old link: a coordinator that no longer knows the run says it again. The
+        # first Persist may have failed (a full disk): a grant is never repeated that is not durable.
+        held = self.ledger.of_coordinator(peer)
+        if held:
+            self._do(do.Persist(self.ledger.encode()))
+        for fence in held:
             self._send(peer, Grant(fence, self.ledger.held[fence].claim.deployment))
 
     def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
@@ -159,6 +165,8 @@ class Mediator:
 
     def _received(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         self.links.heard(peer, now)
+        if self.membership.barred(peer):
+            return  # its link is being closed
         try:
             self._message(peer, message, now)
         except StaleFence:
@@ -193,6 +201,8 @@ class Mediator:
                 case member.Changed():
                     for deployment in self.deployments.values():
                         deployment.changed(now)
+                case member.Keep():
+                    self._do(do.KeepRevocations(order.revocations))
                 case member.Noted():
                     self._trace(order.text)
                 case _:

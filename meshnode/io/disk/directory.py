@@ -8,6 +8,7 @@
     invites.json   0600   the issuer's book
     incarnation    boot counter
     ledger         claims and grants that must survive a restart
+    revocations    the revocation lists of all issuers
     peers.json     where the members were last seen; only a shortcut, never trusted
     api-token      0600   for routes that change things, on loopback too
     cache/         artifacts by manifest digest
@@ -55,6 +56,7 @@ _RENEW_ISSUER = timedelta(days=30)
 _BOOK_BYTES = 32 * 1024 * 1024
 """256 invites of 64 admissions with a certificate each, in JSON: 20 MiB at worst."""
 
+_REVOCATIONS_BYTES = 1024 * 1024
 _PEERS_BYTES = 1024 * 1024
 """256 members with 8 addresses of at most 260 characters, and room."""
 
@@ -230,6 +232,15 @@ class DataDirectory:
         """Durable when this returns; at most 64 KiB."""
         assert len(data) <= SMALL_FILE, "a ledger holds claims and grants, not history"
         self._files.write("ledger", data)
+
+    def revocations(self) -> bytes | None:
+        """What `store_revocations` kept, or None."""
+        return self._files.read("revocations", _REVOCATIONS_BYTES)
+
+    def store_revocations(self, data: bytes) -> None:
+        """Durable when this returns; at most 1 MiB."""
+        assert len(data) <= _REVOCATIONS_BYTES, "32 issuers may list 512 keys each, 27 KB"
+        self._files.write("revocations", data)
 
     def peers(self) -> dict[NodeId, tuple[str, ...]]:
         """Addresses of known members; empty when the file is missing or damaged."""

@@ -12,6 +12,8 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
@@ -24,8 +26,9 @@ from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
+from meshnode.identity.revocation import RevocationList
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, decode, encode
+from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, Revoke, decode, encode
 
 MESH = MeshId(node_id_of(b"mesh"))
 ISSUER = node_id_of(b"issuer")
@@ -66,6 +69,17 @@ class HashAuthority:
         if len(chain) != 2 or chain[0] not in (b"member", b"client"):
             raise PeerError("no chain")
         return HashAuthor(NodeId(chain[1].decode()), chain[0].decode())
+
+    def revocations(self, chain: tuple[bytes, ...], body: bytes, signature: bytes) -> RevocationList:
+        told = msgspec.msgpack.decode(body, type=RevocationList)
+        if signature != hashlib.sha256(told.issuer.encode() + b"revocation" + body).digest():
+            raise PeerError("a wrong signature")
+        return told
+
+
+def revocation(version: int, *nodes: NodeId, issuer: NodeId = ISSUER) -> Revoke:
+    body = msgspec.msgpack.encode(RevocationList(MESH, issuer, version, nodes))
+    return Revoke((b"issuer",), body, hashlib.sha256(issuer.encode() + b"revocation" + body).digest())
 
 
 def footprint(layers: int = 9, layer_mb: int = 100, name: str = "model") -> ModelFootprint:

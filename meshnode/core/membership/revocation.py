@@ -1,0 +1,69 @@
+"""The revocation lists known here, and who is barred by them.
+
+Invariant: of each issuer the highest version counts and no lower one is ever taken again; of two with one version the
+higher id wins, so that every order of arrival ends with the same lists. A revoked issuer's list counts nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from meshnode.core.membership.announcement import Author, Authority
+from meshnode.core.membership.digest import id_of
+from meshnode.errors import ConfigError, PeerError
+from meshnode.identity.ids import NodeId
+from meshnode.identity.revocation import RevocationList
+from meshnode.wire.messages import Revoke
+
+ISSUERS = 32
+"""Issuers whose lists are kept; a home mesh has two."""
+
+
+class Revocations:
+    """All lists, by issuer."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+        self.records: dict[NodeId, Revoke] = {}
+        self._lists: dict[NodeId, RevocationList] = {}
+        self._barred: frozenset[NodeId] = frozenset()
+        self._issuers: frozenset[NodeId] = frozenset()
+
+    def offer(self, record: Revoke) -> tuple[bool, Revoke | None]:
+        """Merge one list: whether it is news, and the one it replaces. Raises PeerError for what no issuer signed."""
+        told = self._authority.revocations(record.chain, record.body, record.signature)
+        known = self._lists.get(told.issuer)
+        if known is not None:
+            before = self.records[told.issuer]
+            if (told.version, id_of(record)) <= (known.version, id_of(before)):
+                return False, None
+        elif len(self._lists) >= ISSUERS:
+            raise PeerError("too many issuers have revocation lists")
+        replaced = self.records.get(told.issuer)
+        self.records[told.issuer] = record
+        self._lists[told.issuer] = told
+        self._unite()
+        return True, replaced
+
+    def bars(self, node: NodeId, author: Author | None = None) -> bool:
+        """Whether `node`, or who issued its certificate, is revoked."""
+        return node in self._barred or (author is not None and author.issuer in self._issuers)
+
+    def encode(self) -> bytes:
+        """What must survive a restart."""
+        return msgspec.msgpack.encode([(each.chain, each.body, each.signature) for each in self.records.values()])
+
+    def restore(self, data: bytes) -> None:
+        """Take back what `encode` wrote. Raises ConfigError for a damaged file."""
+        try:
+            kept = msgspec.msgpack.decode(data, type=list[tuple[tuple[bytes, ...], bytes, bytes]])
+            for chain, body, signature in kept:
+                self.offer(Revoke(chain, body, signature))
+        except (msgspec.MsgspecError, ValueError, PeerError) as error:
+            raise ConfigError(f"the revocation lists on disk are damaged: {error}") from None
+
+    def _unite(self) -> None:
+        root = self._lists.get(NodeId(self._authority.mesh))
+        self._issuers = frozenset(root.nodes if root is not None else ())
+        counted = [told for issuer, told in self._lists.items() if issuer not in self._issuers]
+        self._barred = frozenset(node for told in counted for node in told.nodes)

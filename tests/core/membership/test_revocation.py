@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnode.core.membership import revocation as module
+from meshnode.core.membership.revocation import Revocations
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.errors import ConfigError, PeerError
+from meshnode.identity.ids import NodeId, node_id_of
+from meshnode.wire.messages import Revoke
+from tests.core.node.mesh import ISSUER, MESH, HashAuthor, HashAuthority, World, name_to_id, revocation
+
+ROOT = NodeId(MESH)
+OTHER = node_id_of(b"other issuer")
+A, B, C = (name_to_id(name) for name in "abc")
+
+
+def known(*records: Revoke) -> Revocations:
+    made = Revocations(HashAuthority(name_to_id("me")))
+    for record in records:
+        made.offer(record)
+    return made
+
+
+lists = st.lists(
+    st.builds(
+        lambda version, nodes, issuer: revocation(version, *sorted(nodes), issuer=issuer),
+        st.integers(1, 3),
+        st.sets(st.sampled_from([A, B, C, OTHER])),
+        st.sampled_from([ISSUER, OTHER, ROOT]),
+    ),
+    max_size=8,
+)
+
+
+@given(lists, st.randoms(use_true_random=False))
+def test_the_order_of_arrival_does_not_matter(records: list[Revoke], random: Random) -> None:
+    shuffled = [*records, *records]
+    random.shuffle(shuffled)
+    one, two = known(*records), known(*shuffled)
+    assert one.records == two.records
+    assert [one.bars(node) for node in (A, B, C)] == [two.bars(node) for node in (A, B, C)]
+
+
+def test_the_union_of_all_issuers_counts_and_lower_versions_are_refused() -> None:
+    made = known(revocation(2, A), revocation(1, B, issuer=OTHER))
+    assert [made.bars(node) for node in (A, B, C)] == [True, True, False]
+    assert made.offer(revocation(1)) == (False, None)
+    assert made.bars(A)
+    assert made.offer(revocation(3, C)) == (True, revocation(2, A))
+    assert [made.bars(node) for node in (A, B, C)] == [False, True, True]
+
+
+def test_the_root_revokes_an_issuer_and_everything_it_signed() -> None:
+    made = known(revocation(1, B, issuer=OTHER), revocation(1, OTHER, issuer=ROOT))
+    assert made.bars(A, HashAuthor(A, "member", OTHER))
+    assert not made.bars(A, HashAuthor(A, "member", ISSUER))
+    assert not made.bars(B), "and its list counts no longer"
+
+
+def test_an_issuer_cannot_revoke_an_issuer() -> None:
+    assert not known(revocation(1, OTHER)).bars(A, HashAuthor(A, "member", OTHER))
+
+
+def test_lists_survive_a_restart_and_a_damaged_file_is_told() -> None:
+    made = known(revocation(2, A), revocation(1, B, issuer=OTHER))
+    again = known()
+    again.restore(made.encode())
+    assert again.records == made.records
+    for data in (b"", b"\xc1", made.encode()[:-1], made.encode().replace(b"issuer", b"isssuer", 3)):
+        with pytest.raises(ConfigError):
+            known().restore(data)
+
+
+def test_the_number_of_issuers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ISSUERS", 1)
+    with pytest.raises(PeerError, match="too many"):
+        known(revocation(1), revocation(1, issuer=OTHER))
+
+
+@pytest.fixture
+def mesh() -> World:
+    world = World()
+    for name in ("a", "b", "c", "d"):
+        world.add(name, 600)
+    world.meet("a", "b", "c", "d")
+    world.run(2)
+    return world
+
+
+def test_a_revoked_node_is_cut_off_by_everybody_within_five_seconds(mesh: World) -> None:
+    mesh.serve("a")
+    mesh.run(2)
+    held = next(iter(mesh.nodes["a"].ledger.held.values())).claim
+    victim = next(stage.node for stage in held.stages if stage.node != name_to_id("a"))
+    mesh.hand("a", on.Revoked(revocation(1, victim)))
+    mesh.run(5)
+    for mediator in mesh.nodes.values():
+        if mediator.node != victim:
+            assert not mediator.links.up(victim)
+            assert victim not in mediator.roster.entries
+            assert victim not in {node.node for node in mediator.inventory("")}
+    run = next(iter(mesh.nodes["a"].deployments.values())).run
+    assert run is not None, "the others serve without it"
+    assert victim not in {stage.node for stage in run.claim.stages}
+
+
+def test_a_revoked_coordinator_loses_what_it_was_granted(mesh: World) -> None:
+    mesh.serve("b")
+    mesh.run(2)
+    mesh.hand("a", on.Revoked(revocation(1, B)))
+    mesh.run(1)
+    assert all(not mesh.nodes[name].ledger.held for name in ("a", "c", "d"))
+
+
+def test_a_list_is_on_disk_before_it_is_acted_upon(mesh: World) -> None:
+    mesh.hand("a", on.Revoked(revocation(1, B)))
+    effects = mesh.effects("a", object)
+    kept = next(index for index, effect in enumerate(effects) if isinstance(effect, do.KeepRevocations))
+    closed = next(index for index, effect in enumerate(effects) if isinstance(effect, do.CloseLink))
+    assert kept < closed
+    made = Revocations(HashAuthority(A))
+    made.restore(effects[kept].lists)
+    assert made.bars(B)
+
+
+def test_a_revoked_node_does_not_come_back_by_restarting_or_by_others(mesh: World) -> None:
+    mesh.hand("a", on.Revoked(revocation(1, B)))
+    mesh.run(2)
+    mesh.crash("b")
+    mesh.add("b", 600, incarnation=2)
+    mesh.meet("c", "b")
+    mesh.run(10)
+    mesh.add("e", 600)
+    mesh.meet("d", "e")
+    mesh.run(5)
+    for name in ("a", "c", "d", "e"):
+        assert not mesh.nodes[name].links.up(B)
+        assert B not in mesh.nodes[name].roster.entries
+    assert len({mesh.nodes[name].membership.digest.root() for name in ("a", "c", "d", "e")}) == 1
+
+
+def test_who_was_away_learns_of_it_from_anti_entropy(mesh: World) -> None:
+    mesh.crash("d")
+    mesh.run(1)
+    mesh.hand("a", on.Revoked(revocation(1, B)))
+    mesh.run(2)
+    mesh.add("d", 600, incarnation=2)
+    mesh.meet("c", "d")
+    mesh.run(8)
+    assert mesh.nodes["d"].membership.barred(B)
+
+
+def test_a_forged_list_closes_the_link_that_brought_it(mesh: World) -> None:
+    real = revocation(1, C)
+    mesh.hand("a", on.Received(B, Revoke(real.chain, real.body, b"\0" * 32)))
+    assert [effect.peer for effect in mesh.effects("a", do.CloseLink)] == [B]
+    assert not mesh.nodes["a"].membership.barred(C)
