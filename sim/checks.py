@@ -1,13 +1,14 @@
 """What must hold at every step, judged from outside the code under test.
 
-    forged        an applied announcement was really signed by the member it names, and is exactly that record
-    rolled back   no node ever holds an older number of an author than it held before
-    two drivers   at most one coordinator drives a stage, and no order of a lower term is obeyed after a higher one
-    broken word   a grant that was sent is on disk, and the terms come back after a restart
-    overbooked    reservations never exceed a machine's memory
-    unbounded     queues, rosters, frames and effects of one event have limits
-    spinning      time passes: a node does not handle events for ever at one instant
-    revoked       no link to a revoked peer, and no plan with it, after the bound
+forged        an applied announcement was really signed by the member it names, and is exactly that record
+rolled back   no node ever holds an older number of an author than it held before
+two drivers   at most one coordinator drives a stage, and no order of a lower term is obeyed after a higher one
+broken word   a grant that was sent is on disk, and the terms come back after a restart
+overbooked    reservations never exceed a machine's memory
+unbounded     queues, rosters, frames and effects of one event have limits
+spinning      time passes: a node does not handle events for ever at one instant
+revoked       who knows of a revocation has no link to that peer and makes no plan with it
+framed        nobody is barred but by the issuer
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
 from meshnode.wire.fence import Fence
@@ -108,9 +110,10 @@ class Checks:
             if life.at_instant > INSTANT:
                 self.fail("spinning", f"{machine.name} handles {type(event).__name__} for ever")
         else:
-            life.instant, life.at_instant = self.world.now, 0
+            life.instant, life.at_instant = self.world.now, 1
         if len(effects) > EFFECTS:
             self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
+        self._barred(machine)
         if not (isinstance(event, on.Received) and isinstance(event.message, Ping | Pong)):
             self._roster(machine, life)
 
@@ -122,6 +125,8 @@ class Checks:
             case do.Send(message=message):
                 if len(encode(message)) > CONTROL_FRAME:
                     self.fail("unbounded", f"{machine.name} sends {type(message).__name__} beyond a frame")
+            case do.MakePlan(inventory=inventory):
+                self._planned(machine, inventory)
             case do.PrepareStage(order=order):
                 self._drives(machine, order.deployment, order.fence)
             case do.StopStages(fence=fence):
@@ -130,6 +135,30 @@ class Checks:
                     del driven[deployment]
             case _:
                 pass
+
+    def _barred(self, machine: Machine) -> None:
+        assert machine.mediator is not None
+        revocations = machine.mediator.membership.revocations
+        if not revocations.records:
+            return
+        revoked = self.world.mint.revoked
+        for node in self.world.machines:
+            if revocations.bars(node) and node not in revoked:
+                self.fail("framed", f"{machine.name} bars {short(node)}, which no issuer revoked")
+
+    def _planned(self, machine: Machine, inventory: Inventory) -> None:
+        assert machine.mediator is not None
+        for node in inventory.nodes:
+            if machine.mediator.membership.barred(node.node) and not node.excluded:
+                self.fail("revoked", f"{machine.name} plans with {node.name}")
+
+    def settled(self, machine: Machine) -> None:
+        """After all effects of an event."""
+        if machine.mediator is None:
+            return
+        for node in self.world.mint.revoked:
+            if node in machine.links and machine.mediator.membership.barred(node) and node != machine.node:
+                self.fail("revoked", f"{machine.name} keeps a link to {short(node)}")
 
     def _roster(self, machine: Machine, life: Life) -> None:
         assert machine.mediator is not None
@@ -191,11 +220,14 @@ class Checks:
 
     def differences(self, under_way_s: float = 0.0) -> list[str]:
         """What keeps the rosters of the running nodes from being equal and right; words may be under way so long."""
-        running = self.world.running()
+        members = self.world.members()
         found = []
-        for machine in running:
+        for machine in members:
             assert machine.mediator is not None
-            for other in running:
+            for node in self.world.mint.revoked:
+                if not machine.mediator.membership.barred(node) or node in machine.mediator.roster.entries:
+                    found.append(f"{machine.name} has not heard that {short(node)} is revoked")
+            for other in members:
                 if other is machine:
                     continue
                 entry = machine.mediator.roster.entries.get(other.node)
@@ -211,7 +243,7 @@ class Checks:
     def orphans(self) -> list[str]:
         """Runs that a participant still holds although their coordinator does not know them."""
         found = []
-        for machine in self.world.running():
+        for machine in self.world.members():
             assert machine.mediator is not None
             for fence, run in machine.mediator.ledger.held.items():
                 coordinator = self.world.machines[run.claim.coordinator].mediator

@@ -1,11 +1,12 @@
 """Stands in for planner threads, stage processes and heads of one machine: when they finish, and how they fail.
 
 The planner is the real one. A stage is what it claims to be as long as its machine runs, its node wants it, and the
-machines on both sides can be reached; a pipeline that breaks is noticed after 2 s of silence, as by the real heartbeats.
+machines on both sides can be reached; a pipeline that breaks is noticed after 2 s of silence, as by real heartbeats.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from meshnode.core.node import effects as do
@@ -123,7 +124,7 @@ class Engine:
             return False
         nodes: list[NodeId] = [self.machine.node, *(stage.node for stage in claim.stages), self.machine.node]
         network, machines = self.machine.world.network, self.machine.world.machines
-        ways = zip(nodes, nodes[1:], strict=False)
+        ways = itertools.pairwise(nodes)
         if any(a != b and (network.way(a, b).blocked or network.way(b, a).blocked) for a, b in ways):
             return False
         return all(machines[stage.node].engine.alive(claim.fence, stage.stage) for stage in claim.stages)

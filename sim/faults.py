@@ -6,6 +6,7 @@ Every fault ends by itself or with `heal`; after that the world is a quiet one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from sim.machine import Machine
     from sim.world import World
 
+REVOKING_NODES = 5
+"""Below, too few are left for the model."""
 LEAVE_S = 0.5
 """Between a goodbye and the end of the process."""
 
@@ -43,6 +46,7 @@ class Faults:
             "slow_disk": self._slow_disk,
             "full_disk": self._full_disk,
             "calendar": self._calendar,
+            "revoke": self._revoke,
         }
 
     def begin(self) -> None:
@@ -135,9 +139,8 @@ class Faults:
         others = [node for node in self.world.machines if node != machine.node and self.random.random() < 0.7]
         for node in others:
             pairs = [(machine.node, node), (node, machine.node)]
-            self._later(
-                self.random.uniform(0, 3), lambda pairs=pairs: self._block(pairs, self.random.uniform(1, 10))
-            )
+            seconds = self.random.uniform(1, 10)
+            self._later(self.random.uniform(0, 3), partial(self._block, pairs, seconds))
 
     def _block(self, pairs: list[tuple[NodeId, NodeId]], seconds: float) -> None:
         for source, target in pairs:
@@ -183,6 +186,16 @@ class Faults:
     @staticmethod
     def _good_disk(machine: Machine) -> None:
         machine.disk.write_s, machine.disk.full = DISK_S, False
+
+    def _revoke(self) -> None:
+        """The first machine is the issuer; the last one serves, and stays."""
+        machines = list(self.world.machines.values())
+        issuer = machines[0]
+        if len(machines) < REVOKING_NODES or issuer.mediator is None or self.world.mint.revoked or issuer.disk.full:
+            return
+        victim = self.random.choice(machines[1:-1])
+        self.world.note_fault(f"{victim.name} is revoked")
+        issuer.hand(on.Revoked(self.world.mint.revoke([victim.node])))
 
     def _calendar(self) -> None:
         """A calendar is set: certificates allow a day, so that half an hour must change nothing."""

@@ -7,7 +7,8 @@ Signatures are really made and really checked, forged ones too; the verdict on t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
@@ -25,6 +26,8 @@ from meshnode.identity.chains import key_bytes, mesh_id_of_root, parse_certifica
 from meshnode.identity.domains import Domain, sign, verify
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.keys import public_key_of, spki_of
+from meshnode.identity.revocation import RevocationList, read_list, sign_list
+from meshnode.wire.messages import Revoke
 
 BEGIN = datetime(2030, 1, 1, tzinfo=UTC)
 """What calendars show when virtual time is 0."""
@@ -84,6 +87,9 @@ class Mint:
     signed: dict[NodeId, dict[bytes, Domain]] = field(default_factory=dict)
     """By node, whatever it signed: an applied record that is not here was forged."""
 
+    revoked: list[NodeId] = field(default_factory=list)
+    lists: int = 0
+
     def __post_init__(self) -> None:
         root = private_key(self.seed, "root")
         with self._serials("root"):
@@ -108,10 +114,19 @@ class Mint:
             leaf = make_node(Signer(member.leaf, member.key), key.public_key(), Role.MEMBER, BEGIN)
         return (leaf.public_bytes(Encoding.DER), *member.chain), key, spki_of(key.public_key())
 
-    def _serials(self, purpose: str) -> patch:  # type: ignore[valid-type]  # patch is typed as a function
+    def revoke(self, nodes: list[NodeId]) -> Revoke:
+        """The issuer's next list: `nodes` are no members any more, and those of its lists before."""
+        self.revoked += [node for node in nodes if node not in self.revoked]
+        self.lists += 1
+        raw, signature = sign_list(self.issuer.key, self.mesh, self.lists, self.revoked)
+        return Revoke((self.issuer.certificate.public_bytes(Encoding.DER),), raw, signature)
+
+    @contextmanager
+    def _serials(self, purpose: str) -> Iterator[None]:
         """Serial numbers are the one random thing in a certificate; here they follow from the seed."""
         digest = hashlib.sha256(f"{self.seed}/serial/{purpose}".encode()).digest()
-        return patch.object(x509, "random_serial_number", lambda: int.from_bytes(digest[:16], "big") >> 1)
+        with patch.object(x509, "random_serial_number", lambda: int.from_bytes(digest[:16], "big") >> 1):
+            yield
 
 
 class SimulatedAuthority:
@@ -156,6 +171,10 @@ class SimulatedAuthority:
         if isinstance(known, str):
             raise PeerError(known)
         return known
+
+    def revocations(self, chain: tuple[bytes, ...], body: bytes, signature: bytes) -> RevocationList:
+        """The list in `body`. Raises PeerError unless an issuer or the root signed it."""
+        return read_list(chain, body, signature, self.mint.root)
 
     def _judge(self, chain: tuple[bytes, ...], now: datetime) -> SimulatedAuthor:
         certificates = [parse_certificate(der) for der in chain]

@@ -1,13 +1,15 @@
 """A member that lies: it has a real key and real links, and says on them what no honest node would.
 
-    flipped      another's announcement with one byte changed         must never be applied
-    forged       another's announcement with a new number, signed by the liar
-    replayed     another's announcement that was newer once
-    minted       a member that the liar made itself, and its announcement
-    wrong mesh   its own announcement of another mesh, really signed
-    false claim  a claim in another node's name
-    noise        bytes that are no message
-    equivocated  another announcement of its own under the number of its last (a copied key looks the same)
+flipped      another's announcement with one byte changed         must never be applied
+forged       another's announcement with a new number, signed by the liar
+replayed     another's announcement that was newer once
+minted       a member that the liar made itself, and its announcement
+wrong mesh   its own announcement of another mesh, really signed
+false claim  a claim in another node's name
+false list   a revocation list of the liar's own making, in its own name and in the issuer's
+slander      a suspicion against a node that lives: really signed, to be refuted
+noise        bytes that are no message
+equivocated  another announcement of its own under the number of its last (a copied key looks the same)
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meshnode.core.membership.announcement import Body
+from meshnode.core.membership.suspicion import Suspicion, suspect
+from meshnode.identity.chains import key_bytes
 from meshnode.identity.domains import Domain, sign
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
+from meshnode.identity.revocation import RevocationList, sign_list
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.messages import Announce, Claim, ClaimedStage, Introduce, RunOptions, encode
+from meshnode.wire.messages import Announce, Claim, ClaimedStage, Introduce, Revoke, RunOptions, encode
 from sim.agenda import stream
 from sim.network import End
 
@@ -32,7 +37,18 @@ if TYPE_CHECKING:
 EVERY_S = 0.4
 KEPT = 64
 """Old announcements of others that it can replay."""
-KINDS = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "noise", "equivocated")
+KINDS = (
+    "flipped",
+    "forged",
+    "replayed",
+    "minted",
+    "wrong_mesh",
+    "false_claim",
+    "noise",
+    "equivocated",
+    "false_list",
+    "slander",
+)
 
 
 class Liar:
@@ -79,6 +95,10 @@ class Liar:
                 return self._wrong_mesh()
             case "false_claim":
                 return self._false_claim(end)
+            case "false_list":
+                return self._false_list()
+            case "slander":
+                return self._slander()
             case "equivocated":
                 return self._equivocated()
         if not self.kept:
@@ -88,7 +108,11 @@ class Liar:
         match kind:
             case "flipped":
                 at = self.random.randrange(len(record.body))
-                body = record.body[:at] + bytes([record.body[at] ^ (1 << self.random.randrange(8))]) + record.body[at + 1 :]
+                body = (
+                    record.body[:at]
+                    + bytes([record.body[at] ^ (1 << self.random.randrange(8))])
+                    + record.body[at + 1 :]
+                )
                 return [introduction, encode(Announce(record.author, body, record.signature))]
             case "forged":
                 told = msgspec.msgpack.decode(record.body, type=Body)
@@ -113,6 +137,27 @@ class Liar:
         raw = msgspec.msgpack.encode(self._body(self.machine.node, other))
         signature = sign(self.machine.authority.key, Domain.ANNOUNCEMENT, other, raw)
         return [encode(Announce(self.machine.node, raw, signature))]
+
+    def _false_list(self) -> list[bytes]:
+        mint, authority = self.world.mint, self.machine.authority
+        victim = self.random.choice(list(self.world.machines))
+        raw, signature = sign_list(authority.key, mint.mesh, 99, [victim])
+        told = RevocationList(mint.mesh, node_id_of(key_bytes(mint.issuer.certificate)), 99, (victim,))
+        stolen = msgspec.msgpack.encode(told)
+        issuer = authority.chain[1:]
+        forged = sign(authority.key, Domain.REVOCATION, mint.mesh, stolen)
+        return [
+            encode(self.random.choice((Revoke(authority.chain[:1], raw, signature), Revoke(issuer, stolen, forged))))
+        ]
+
+    def _slander(self) -> list[bytes]:
+        assert self.machine.mediator is not None
+        told = [entry.body for entry in self.machine.mediator.roster.entries.values()]
+        if not told:
+            return []
+        body, authority = self.random.choice(told), self.machine.authority
+        false = Suspicion(body.mesh, authority.node, body.node, *body.number, alone=True)
+        return [encode(suspect(false, authority))]
 
     def _equivocated(self) -> list[bytes]:
         """Really signed, so it may be believed; but it must not keep anybody from hearing the next one."""

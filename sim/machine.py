@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ class Disk:
     """What survives a crash."""
 
     ledger: bytes | None = None
+    revocations: bytes | None = None
     incarnation: int = 0
     peers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     write_s: float = DISK_S
@@ -100,6 +102,8 @@ class Machine:
         self.mediator = self.world.make_mediator(self.me, self.authority, draws.randbytes, now)
         if self.disk.ledger is not None:
             self.mediator.ledger.restore(self.disk.ledger)
+        if self.disk.revocations is not None:
+            self.mediator.membership.restore(self.disk.revocations)
         self.engine = Engine(self)
         self.world.checks.started(self)
         self.hand(on.TimePassed())
@@ -157,6 +161,8 @@ class Machine:
         while self._inbox and self.mediator is not None and not self.paused and not self._writing:
             self._handle(self._inbox.popleft())
         self._draining = False
+        if self.world.mint.revoked and not self._inbox:
+            self.world.checks.settled(self)
         self._set_alarm()
 
     def _handle(self, event: on.Event) -> None:
@@ -202,21 +208,25 @@ class Machine:
     def _execute(self, effects: deque[do.Effect]) -> None:
         while effects:
             effect = effects.popleft()
-            if isinstance(effect, do.Persist):
+            if isinstance(effect, do.Persist | do.KeepRevocations):
                 if self.disk.full:
-                    return  # as app/runtime: what stands behind a failed Persist is left out
+                    return  # as app/runtime: what stands behind a failed write is left out
                 self._writing = True
+                write = partial(self._written, effect)
                 if self.random.random() < 0.5:  # a crash may come before or after the rename
-                    self.after(0.0, lambda ledger=effect.ledger: self._written(ledger))
-                self.after(self.disk.write_s, lambda ledger=effect.ledger: self._go_on(ledger, effects))
+                    self.after(0.0, write)
+                self.after(self.disk.write_s, partial(self._go_on, write, effects))
                 return
             self._do(effect)
 
-    def _written(self, ledger: bytes) -> None:
-        self.disk.ledger = ledger
+    def _written(self, effect: do.Persist | do.KeepRevocations) -> None:
+        if isinstance(effect, do.Persist):
+            self.disk.ledger = effect.ledger
+        else:
+            self.disk.revocations = effect.lists
 
-    def _go_on(self, ledger: bytes, effects: deque[do.Effect]) -> None:
-        self.disk.ledger = ledger
+    def _go_on(self, write: Callable[[], None], effects: deque[do.Effect]) -> None:
+        write()
         self._writing = False
         self._draining = True
         self._execute(effects)
@@ -235,7 +245,7 @@ class Machine:
                 if end is not None:
                     self.world.network.close(end)
                     self.hand(on.LinkClosed(effect.peer, effect.reason))
-            case do.Trace() | do.Persist():
+            case do.Trace():
                 pass
             case _:
                 self.engine.do(effect)

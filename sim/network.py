@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -276,7 +277,7 @@ class Network:
         way.blocked = max(0, way.blocked - 1)
         if not way.blocked:
             for end in list(way.ends):
-                self.agenda.after(self._backoff(way, end), lambda end=end: self._flush(end))
+                self.agenda.after(self._backoff(way, end), partial(self._flush, end))
 
     def stall(self, end: End, seconds: float) -> None:
         """The stream takes nothing for a while, all others do."""

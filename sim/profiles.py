@@ -56,6 +56,7 @@ _ALL = (
     ("slow_disk", 3.0),
     ("full_disk", 3.0),
     ("calendar", 2.0),
+    ("revoke", 1.0),
 )
 
 CALM = Profile("calm", (0.02, 0.02), 0.001, 0.0, 0.0, 0.0, ())

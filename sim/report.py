@@ -57,9 +57,7 @@ def spread(world: World, author: Machine, within: float) -> list[float]:
     began = world.now
     world.agenda.run(began + within)
     world.checks.heard = None
-    return [
-        arrived.get(machine.node, float("inf")) - began for machine in world.running() if machine is not author
-    ]
+    return [arrived.get(machine.node, float("inf")) - began for machine in world.running() if machine is not author]
 
 
 def convergence(nodes: int, loss: float, updates: int) -> list[float]:
@@ -77,7 +75,8 @@ def detection(nodes: int, deaths: int) -> list[float]:
     for _ in range(deaths):
         victim = random.choice(world.running())
         victim.crash(power=True)
-        began, seen = world.now, {}
+        began = world.now
+        seen: dict[NodeId, float] = {}
         while world.now < began + 30.0 and len(seen) < len(world.running()):
             world.agenda.run(world.now + 0.05)
             for machine in world.running():
@@ -185,7 +184,12 @@ def _false_row(nodes: int, seconds: float, loss: float, pause_s: float = 0.0) ->
 
 def _traffic_row(nodes: int, bar: float) -> Row:
     sent = traffic(nodes, 60.0)
-    return Row(f"idle traffic at {nodes} nodes, a node and direction", f"{bar:g} KB/s", f"{sent / 1000:.2f} KB/s", sent <= bar * 1000)
+    return Row(
+        f"idle traffic at {nodes} nodes, a node and direction",
+        f"{bar:g} KB/s",
+        f"{sent / 1000:.2f} KB/s",
+        sent <= bar * 1000,
+    )
 
 
 def _healing_row(nodes: int) -> Row:
@@ -227,5 +231,7 @@ def table(measured: list[Row]) -> str:
     head = ("measured by the simulator", "bar", "measured", "")
     lines = [head, *((row.what, row.bar, row.measured, "" if row.good else "MISSED") for row in measured)]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    texts = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    texts = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     return "\n".join([texts[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *texts[1:]])

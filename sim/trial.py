@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshnode.core.coordination.run import State
-from meshnode.core.membership.rules import Rules
+from meshnode.core.membership.rules import RULES, Rules
 from sim.agenda import stream
 from sim.checks import Violation
 from sim.faults import Faults
@@ -40,14 +40,12 @@ class Setting:
     nodes: int = 20
     profile: str = "wan"
     until: float = 120.0
-    rules: Rules = Rules()
+    rules: Rules = RULES
 
     @property
     def command(self) -> str:
         """Repeats the run."""
-        return (
-            f"python -m sim --seed {self.seed} --nodes {self.nodes} --profile {self.profile} --until {self.until:g}"
-        )
+        return f"python -m sim --seed {self.seed} --nodes {self.nodes} --profile {self.profile} --until {self.until:g}"
 
 
 @dataclass(frozen=True)
@@ -148,13 +146,13 @@ def _expect(world: World, setting: Setting, rule: str, bound: float, defects: De
 
 
 def _wanted(world: World) -> bool:
-    return any(machine.mediator and machine.mediator.deployments for machine in world.machines.values())
+    return any(machine.mediator and machine.mediator.deployments for machine in world.members())
 
 
 def _unserved(world: World) -> list[str]:
     return [
         f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
-        for machine in world.running()
+        for machine in world.members()
         if machine.mediator is not None
         for deployment in machine.mediator.deployments.values()
         if deployment.run is None or deployment.run.state is not State.SERVING

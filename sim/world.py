@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from meshnode.core.membership.rules import Rules
+from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.mediator import Mediator, Self
@@ -47,7 +47,7 @@ class World:
 
     seed: int
     profile: Profile
-    rules: Rules = field(default_factory=Rules)
+    rules: Rules = RULES
 
     def __post_init__(self) -> None:
         self.agenda = Agenda()
@@ -107,6 +107,10 @@ class World:
     def running(self) -> list[Machine]:
         """Machines whose node runs."""
         return [machine for machine in self.machines.values() if machine.mediator is not None]
+
+    def members(self) -> list[Machine]:
+        """Those of them that nobody revoked."""
+        return [machine for machine in self.running() if machine.node not in self.mint.revoked]
 
     # --- the trace ----------------------------------------------------------------------------------------------
 
