@@ -302,15 +302,9 @@ class Membership:
         record = self.voice.speak(body, now)
         self._hold_own(record)
         linked = self.links.linked()
-        if self.standing.size <= SMALL or body.left:
-            for peer in linked:
-                self._tell(peer, record)
-        else:
-            self.gossip.spread(id_of(record), self.standing.size, set(), now)
-
-    def introduce(self, peer: NodeId) -> None:
-        """Tell `peer` who this node is."""
-        self._tell(peer, Introduce(self.authority.chain))
+        for peer in linked:
+            self._tell(peer, record)
+        self.gossip.spread(id_of(record), self.standing.size, set(linked), now)
 
     def _hold_own(self, record: Item) -> None:
         if self._own_id is not None:
@@ -332,6 +326,8 @@ class Membership:
             self._choose = False
             for peer in self.standing.choose(self.hints, now):
                 self._orders.append(order.Drop(peer, "not needed any more"))
+        for peer, identity in self.gossip.retries(now):
+            self._tell(peer, Want((identity,)))
         for peer, ids in self.gossip.round(self.links.linked(), self.standing.size, now):
             self._tell(peer, Have(ids))
         if self.links.is_due(now):

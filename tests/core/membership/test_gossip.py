@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from meshnode.core.membership import gossip as module
-from meshnode.core.membership.gossip import FANOUT, PULL_S, ROUND_S, Gossip, pick
+from meshnode.core.membership.gossip import FANOUT, PULL_S, RETRY_S, Gossip, pick
 from meshnode.identity.ids import NodeId
 from tests.core.node.mesh import name_to_id
 
@@ -47,7 +47,7 @@ def test_in_a_large_mesh_four_are_told_in_each_round_and_nobody_twice() -> None:
     made = gossip()
     made.spread(X, 256, {PEERS[0]}, 0.0)
     made.spread(Y, 256, set(), 0.0)
-    assert made.deadline() == ROUND_S
+    assert made.deadline() == 0.0, "the first round is at once, the next ones keep their distance"
     heard = told(made, 256, PEERS, 60.0)
     assert set(heard) <= set(PEERS)
     assert all(len(ids) == len(set(ids)) for ids in heard.values())
@@ -63,8 +63,8 @@ def test_a_rumour_ends_after_its_rounds_and_when_everybody_has_it() -> None:
         made.round([], 33, at) if rounds else made.round(PEERS[:1], 33, at)
         rounds += 1
         assert rounds <= 10
-    made.spread(X, 32, set(PEERS), 0.0)
-    assert made.round(PEERS, 32, ROUND_S) == []
+    made.spread(X, 32, set(PEERS), 60.0)
+    assert made.round(PEERS, 32, 60.0) == []
     assert made.deadline() is None
 
 
@@ -75,6 +75,19 @@ def test_what_is_new_is_asked_for_once_until_the_answer_had_its_time() -> None:
     assert made.named(PEERS[1], (X,), 8, PULL_S) == (X,)
     made.saw(X)
     assert made.named(PEERS[1], (X,), 8, 99.0) == ()
+    assert made.deadline() is None
+
+
+def test_another_that_named_it_is_asked_when_the_first_does_not_answer() -> None:
+    made = gossip()
+    made.named(PEERS[0], (X,), 8, 0.0)
+    for peer in PEERS[1:]:
+        assert made.named(peer, (X,), 8, 0.1) == ()
+    assert made.deadline() == RETRY_S
+    asked = []
+    while (at := made.deadline()) is not None:
+        asked += made.retries(at)
+    assert asked == [(PEERS[1], X), (PEERS[2], X)]
 
 
 def test_no_more_is_asked_for_than_can_be_answered() -> None:
@@ -93,6 +106,7 @@ def test_whoever_names_a_rumour_is_not_told_of_it() -> None:
 
 def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEEN", 4)
+    monkeypatch.setattr(module, "ASKED", 4)
     monkeypatch.setattr(module, "RUMOURS", 2)
     made = gossip()
     ids = [bytes([index]) * 16 for index in range(10)]
@@ -100,7 +114,7 @@ def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         made.spread(identity, 8, set(), 0.0)
     assert made.round(PEERS[:1], 8, 0.0) == [(PEERS[0], tuple(ids[-2:]))]
     assert made.named(PEERS[0], tuple(ids), 99, 0.0) == tuple(ids[:6])
-    assert made.named(PEERS[0], tuple(ids), 99, 0.0) == tuple(ids[:2]), "questions beyond the bound are forgotten"
+    assert made.named(PEERS[0], tuple(ids), 99, 0.0) == tuple(ids[:6]), "questions beyond the bound are forgotten"
 
 
 def test_random_choice_is_the_drawings_alone() -> None:
