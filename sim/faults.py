@@ -72,6 +72,7 @@ class Faults:
             machine.resume()
             if machine.mediator is None:
                 machine.start()
+        self._say_revoked(next(iter(world.machines.values())))
 
     def _strike(self, kind: str) -> Callable[[], None]:
         def act() -> None:
@@ -195,7 +196,16 @@ class Faults:
             return
         victim = self.random.choice(machines[1:-1])
         self.world.note_fault(f"{victim.name} is revoked")
-        issuer.hand(on.Revoked(self.world.mint.revoke([victim.node])))
+        self.world.mint.revoke([victim.node])
+        self._say_revoked(issuer)
+
+    def _say_revoked(self, issuer: Machine) -> None:
+        """What a person does at the issuer, until it is done: the node may crash in the middle."""
+        record = self.world.mint.last_list
+        if record is None or issuer.mediator is None:
+            return
+        if record not in issuer.mediator.membership.revocations.records.values():
+            issuer.hand(on.Revoked(record))
 
     def _calendar(self) -> None:
         """A calendar is set: certificates allow a day, so that half an hour must change nothing."""

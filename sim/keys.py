@@ -89,6 +89,7 @@ class Mint:
 
     revoked: list[NodeId] = field(default_factory=list)
     lists: int = 0
+    last_list: Revoke | None = None
 
     def __post_init__(self) -> None:
         root = private_key(self.seed, "root")
@@ -114,12 +115,12 @@ class Mint:
             leaf = make_node(Signer(member.leaf, member.key), key.public_key(), Role.MEMBER, BEGIN)
         return (leaf.public_bytes(Encoding.DER), *member.chain), key, spki_of(key.public_key())
 
-    def revoke(self, nodes: list[NodeId]) -> Revoke:
+    def revoke(self, nodes: list[NodeId]) -> None:
         """The issuer's next list: `nodes` are no members any more, and those of its lists before."""
         self.revoked += [node for node in nodes if node not in self.revoked]
         self.lists += 1
         raw, signature = sign_list(self.issuer.key, self.mesh, self.lists, self.revoked)
-        return Revoke((self.issuer.certificate.public_bytes(Encoding.DER),), raw, signature)
+        self.last_list = Revoke((self.issuer.certificate.public_bytes(Encoding.DER),), raw, signature)
 
     @contextmanager
     def _serials(self, purpose: str) -> Iterator[None]:

@@ -161,7 +161,7 @@ class Machine:
         while self._inbox and self.mediator is not None and not self.paused and not self._writing:
             self._handle(self._inbox.popleft())
         self._draining = False
-        if self.world.mint.revoked and not self._inbox:
+        if self.world.mint.revoked and not (self._inbox or self.paused or self._writing):
             self.world.checks.settled(self)
         self._set_alarm()
 
