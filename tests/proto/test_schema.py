@@ -10,9 +10,10 @@ from types import ModuleType
 import msgspec
 import pytest
 
-import meshnode.core.membership
-import meshnode.wire
+from meshnode import identity, wire
 from meshnode.app import passing
+from meshnode.core import membership
+from meshnode.identity import invite_book
 from meshnode.wire import activation, messages, stage_protocol
 from tools.contract.protocols import Protocol, protocols
 from tools.contract.schema import schema
@@ -32,6 +33,10 @@ LOCAL = {
     activation.FailedFrame,
     activation.Heartbeat,
     activation.Header,
+    # A file of the issuer.
+    invite_book.InviteBook,
+    invite_book.InviteEntry,
+    invite_book.Admission,
 }
 """Structs beside the messages that never travel as such."""
 
@@ -44,7 +49,7 @@ def modules(package: ModuleType) -> list[ModuleType]:
 def structs() -> set[type]:
     """All of the folders that messages are defined in."""
     found: set[type] = set()
-    for module in (*modules(meshnode.wire), *modules(meshnode.core.membership), passing):
+    for module in (*modules(identity), *modules(wire), *modules(membership), passing):
         for name, item in inspect.getmembers(module, inspect.isclass):
             if issubclass(item, msgspec.Struct) and item.__module__ == module.__name__ and not name.startswith("_"):
                 found.add(item)

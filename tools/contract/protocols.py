@@ -14,6 +14,7 @@ from meshnode.app.passing import Answering, Asked
 from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.suspicion import Suspicion
 from meshnode.identity.domains import Domain
+from meshnode.identity.revocation import RevocationList
 from meshnode.wire import activation, artifacts, join, limits, messages, preface, stage_protocol
 from meshnode.wire.framing import LENGTH_BYTES
 from meshnode.wire.manifest import Manifest
@@ -112,7 +113,7 @@ def _between_members() -> tuple[Protocol, ...]:
         Protocol(
             "signed",
             "what an author signs and others pass on byte by byte, inside messages of control",
-            (Body, Suspicion),
+            (Body, Suspicion, RevocationList),
             {},
             tables=(Domain,),
         ),
