@@ -175,12 +175,14 @@ class Faults:
     def _slow_disk(self) -> None:
         machine = self._one(running=False)
         assert machine is not None
+        self.world.note_fault(f"{machine.name} has a slow disk")
         machine.disk.write_s = self.random.uniform(0.2, 3.0)
         self._later(10.0, lambda: self._good_disk(machine))
 
     def _full_disk(self) -> None:
         machine = self._one(running=False)
         assert machine is not None
+        self.world.note_fault(f"{machine.name} has a full disk")
         machine.disk.full = True
         self._later(5.0, lambda: self._good_disk(machine))
 

@@ -19,7 +19,7 @@ BANNED = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "wo
 # Outside terms that contain a banned word and cannot be renamed.
 ALLOWED_NAMES = {"worker_serve"}
 # Where text on stdout is the purpose.
-PRINTS = ("meshnode/app/cli/", "meshnode/app/bench/", "meshnode/app/demo.py", "tools/", "tests/")
+PRINTS = ("meshnode/app/cli/", "meshnode/app/bench/", "meshnode/app/demo.py", "sim/commands.py", "tools/", "tests/")
 # The one place that may catch everything: it runs the effects.
 BROAD_EXCEPT = ("meshnode/app/runtime",)
 # A path or address that exists on one person's machine only.

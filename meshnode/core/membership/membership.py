@@ -232,10 +232,11 @@ class Membership:
             self.gossip.saw(id_of(record))
             return
         self.gossip.spread(self.digest.add(record), self.standing.size, {peer}, now)
-        self._orders.append(order.Keep(self.revocations.encode()))
         for node in [*self.roster.authors, *self.links.links]:
             if self.barred(node):
                 self._remove(node)
+        # Behind the closing of links, which needs no durability and must happen on a full disk too.
+        self._orders.append(order.Keep(self.revocations.encode()))
 
     def restore(self, revocations: bytes) -> None:
         """Lists that were kept on disk. Raises ConfigError."""

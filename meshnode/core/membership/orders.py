@@ -46,7 +46,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Keep:
-    """Write the revocation lists durably before anything that follows."""
+    """Write the revocation lists durably before anything that follows is sent."""
 
     revocations: bytes
 

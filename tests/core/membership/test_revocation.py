@@ -12,7 +12,7 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.errors import ConfigError, PeerError
 from meshnode.identity.ids import NodeId, node_id_of
-from meshnode.wire.messages import Revoke
+from meshnode.wire.messages import Have, Revoke
 from tests.core.node.mesh import ISSUER, MESH, HashAuthor, HashAuthority, World, name_to_id, revocation
 
 ROOT = NodeId(MESH)
@@ -118,12 +118,14 @@ def test_a_revoked_coordinator_loses_what_it_was_granted(mesh: World) -> None:
     assert all(not mesh.nodes[name].ledger.held for name in ("a", "c", "d"))
 
 
-def test_a_list_is_on_disk_before_it_is_acted_upon(mesh: World) -> None:
+def test_links_close_on_a_full_disk_too_and_a_list_is_on_disk_before_it_is_passed_on(mesh: World) -> None:
+    before = len(mesh.effects("a", object))
     mesh.hand("a", on.Revoked(revocation(1, B)))
-    effects = mesh.effects("a", object)
+    effects = mesh.effects("a", object)[before:]
     kept = next(index for index, effect in enumerate(effects) if isinstance(effect, do.KeepRevocations))
     closed = next(index for index, effect in enumerate(effects) if isinstance(effect, do.CloseLink))
-    assert kept < closed
+    told = next(index for index, e in enumerate(effects) if isinstance(e, do.Send) and isinstance(e.message, Have))
+    assert closed < kept < told
     made = Revocations(HashAuthority(A))
     made.restore(effects[kept].lists)
     assert made.bars(B)
