@@ -37,7 +37,7 @@ class Engine:
         self.heads: dict[Fence, Claim] = {}
         self.reached_at: dict[Fence, float] = {}
 
-    def do(self, effect: do.Effect) -> None:
+    def carry_out(self, effect: do.Effect) -> None:
         """Carry out one order."""
         match effect:
             case do.MakePlan():

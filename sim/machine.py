@@ -248,7 +248,7 @@ class Machine:
             case do.Trace():
                 pass
             case _:
-                self.engine.do(effect)
+                self.engine.carry_out(effect)
 
     def send(self, peer: NodeId, message: AnyMessage) -> None:
         """Put a message on the current link; dropped without one."""
