@@ -22,6 +22,7 @@ from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.membership.standing import Standing
 from meshnode.core.membership.suspicion import suspect
 from meshnode.core.membership.voice import Voice
+from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId, short
 from meshnode.wire.messages import (
     Announce,
@@ -93,6 +94,7 @@ class Membership:
         self._asked_who: dict[NodeId, float] = {}
         self._choose = False
         self._own_id: bytes | None = None
+        self._judged = NodeId("")
         self._expected: float | None = None
         self._sync_at = now + SYNC_S * int.from_bytes(draw(2), "big") / 65536
         if authority.admit(authority.chain).role == "member":
@@ -114,6 +116,12 @@ class Membership:
         self.hints[node] = addresses
         self.links.want(node, now)
         self._choose = True
+
+    def keep_links_to(self, partners: frozenset[NodeId]) -> None:
+        """Nodes of the runs that this node takes part in."""
+        if partners != self.standing.partners:
+            self.standing.partners = partners
+            self._choose = True
 
     def link_opened(self, peer: NodeId, now: float) -> None:
         """A link is authenticated: say who we are, and compare what we know."""
@@ -248,7 +256,7 @@ class Membership:
         """Whether its certificate, or its issuer's, was revoked."""
         return self.revocations.bars(node, self.roster.authors.get(node))
 
-    def _remove(self, node: NodeId) -> None:
+    def _remove(self, node: NodeId, reason: str = REVOKED) -> None:
         entry = self.roster.entries.get(node)
         if entry is not None:
             self.digest.remove(entry.identity)
@@ -257,8 +265,8 @@ class Membership:
         self.roster.remove(node)
         self.hints.pop(node, None)
         if self.links.up(node):
-            self._orders.append(order.Drop(node, REVOKED))
-        self._gone(node, REVOKED)
+            self._orders.append(order.Drop(node, reason))
+        self._gone(node, reason)
         self.links.forget(node)
 
     # --- suspicion --------------------------------------------------------------------------------------------
@@ -353,12 +361,25 @@ class Membership:
                 self._gone(node, f"{self.name_of(node)} was not heard of for too long")
         for node in self.roster.forget(now):
             self.links.forget(node)
+        self._judge_again()
         self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
         self.standing.seek(now)
         self._choose = self._choose or self.standing.size > SMALL
         if self.rules.anti_entropy:
             for peer in pick(self._draw, self.links.linked(), 1):
                 self._tell(peer, self.exchange.summary())
+
+    def _judge_again(self) -> None:
+        """One author each time: certificates end while their authors are known (within 45 min of 512 authors)."""
+        authors = sorted(self.roster.chains)
+        node = next((each for each in authors if each > self._judged), authors[0] if authors else None)
+        if node is None:
+            return
+        self._judged = node
+        try:
+            self.authority.admit(self.roster.chains[node])
+        except PeerError as error:
+            self._remove(node, str(error))
 
     def deadline(self) -> float:
         """When `settle` is due next."""

@@ -157,6 +157,7 @@ class Mediator:
 
     def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
         """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
+        self._unsent.pop(peer, None)
         if not self.membership.link_closed(peer, reason, now):
             return
         for deployment in self.deployments.values():
@@ -323,6 +324,7 @@ class Mediator:
             return
         if self.membership.voice.due_at <= now:
             self.membership.speak(self._body(), now)
+        self.membership.keep_links_to(self._partners())
         self.membership.settle(now)
         self._follow(now)
         for deployment in list(self.deployments.values()):
@@ -367,6 +369,13 @@ class Mediator:
 
     def _announce_soon(self, now: float) -> None:
         self.membership.voice.soon(now)
+
+    def _partners(self) -> frozenset[NodeId]:
+        """The nodes of every run that this node takes part in: links to them are kept whatever the mesh's size."""
+        runs = [deployment.run.claim for deployment in self.deployments.values() if deployment.run is not None]
+        runs += [held.claim for held in self.ledger.held.values()]
+        found = {stage.node for claim in runs for stage in claim.stages} | {claim.coordinator for claim in runs}
+        return frozenset(found | set(self._unsent))
 
     def _body(self) -> Body:
         return Body(

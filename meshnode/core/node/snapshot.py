@@ -110,7 +110,7 @@ def _elsewhere(mediator: Mediator) -> list[DeploymentStatus]:
             coordinator=node,
         )
         for node, entry in mediator.roster.entries.items()
-        if mediator.links.up(node)
+        if mediator.reachable(node)
         for served in entry.body.served
         if served.deployment not in here
     ]

@@ -163,3 +163,20 @@ def test_a_forged_list_closes_the_link_that_brought_it(mesh: World) -> None:
     mesh.hand("a", on.Received(B, Revoke(real.chain, real.body, b"\0" * 32)))
     assert [effect.peer for effect in mesh.effects("a", do.CloseLink)] == [B]
     assert not mesh.nodes["a"].membership.barred(C)
+
+
+def test_an_author_whose_certificate_ended_is_dropped_while_the_node_runs(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = HashAuthority.admit
+
+    def ended(self: HashAuthority, chain: tuple[bytes, ...]) -> HashAuthor:
+        author = admit(self, chain)
+        if author.node == B:
+            raise PeerError("a certificate is expired or not yet valid")
+        return author
+
+    monkeypatch.setattr(HashAuthority, "admit", ended)
+    del mesh.nodes["b"]
+    mesh.run(30)
+    assert all(B not in mediator.roster.entries for mediator in mesh.nodes.values())

@@ -329,6 +329,24 @@ def test_an_announcement_fits_whatever_others_make_the_node_hold(mesh: World) ->
     assert mesh.status("b").peers[0].state == "linked"
 
 
+def test_a_model_is_served_across_nodes_that_had_no_link_in_a_large_mesh() -> None:
+    world = World()
+    names = [f"n{index:02}" for index in range(20)]
+    for name in names:
+        world.add(name, 260)
+    world.meet(*names)
+    world.run(8)
+    assert any(peer.state == "alive" for peer in world.status("n00").peers), "not everybody is linked to everybody"
+    world.serve("n00")
+    world.run(6)
+    used = {stage.node for stage in world.status("n00").deployments[0].stages}
+    assert serving(world, "n00")
+    assert len(used) >= 5
+    assert all(world.nodes["n00"].links.up(node) for node in used - {name_to_id("n00")})
+    world.run(400)
+    assert fence_of(world, "n00").term == 1, "redrawing links ends no run"
+
+
 def _stages(world: World, name: str) -> list[ClaimedStage]:
     held = next(iter(world.nodes[name].ledger.held.values()))
     return held.own(world.nodes[name].node)
