@@ -100,5 +100,5 @@ class MeshDirectory:
         """Who can be asked now: what a mere client says that it serves must not draw others' prompts to it."""
         for node, entry in sorted(self._mediator.roster.entries.items()):
             member = self._mediator.roster.authors[node].role == Role.MEMBER
-            if member and not entry.left and self._mediator.links.up(node):
+            if member and not entry.left and self._mediator.reachable(node):
                 yield node, entry

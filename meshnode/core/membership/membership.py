@@ -363,8 +363,8 @@ class Membership:
             self.links.forget(node)
         self._judge_again()
         self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
-        self.standing.seek(now)
-        self._choose = self._choose or self.standing.size > SMALL
+        self.standing.seek()
+        self._choose = self._choose or self.standing.size > SMALL or self.standing.size == 1
         if self.rules.anti_entropy:
             for peer in pick(self._draw, self.links.linked(), 1):
                 self._tell(peer, self.exchange.summary())

@@ -36,14 +36,19 @@ class Standing:
         self.watched: list[NodeId] = []
         """Those whom this node observes."""
 
-    def seek(self, now: float) -> None:
-        """Try one member that is not there, another one each time: two halves of a mesh find each other again."""
+    def seek(self) -> None:
+        """Try one member that is not there, another one each time: two halves of a mesh find each other again.
+
+        Up to 16 nodes everybody but who left is tried anyway; a node that is left alone tries those too: they may have
+        come back while nobody could tell.
+        """
+        away = [(node, entry) for node, entry in self._roster.entries.items() if not entry.present]
         if self.size > SMALL:
-            lost = [n for n, entry in self._roster.entries.items() if not entry.present and not entry.left]
-            self._sought = next(iter(pick(self._draw, lost, 1)), None)
-            self.choose((), now)
-        elif self._drawn_at is not None:
+            candidates = [node for node, entry in away if not entry.left]
+        else:
             self._drawn, self._drawn_at = [], None
+            candidates = [node for node, _ in away] if self.size == 1 else []
+        self._sought = next(iter(pick(self._draw, candidates, 1)), None)
 
     def choose(self, hints: Iterable[NodeId], now: float) -> list[NodeId]:
         """Want and watch whom to link to; the links to close."""
@@ -56,8 +61,8 @@ class Standing:
             wanted.update(node for node, entry in self._roster.entries.items() if not entry.left)
         else:
             wanted.update(self._at_random(present, now))
-            if self._sought is not None:
-                wanted.add(self._sought)
+        if self._sought is not None:
+            wanted.add(self._sought)
         wanted.discard(own)
         for node in sorted(wanted):
             self._links.want(node, now)

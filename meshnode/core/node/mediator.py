@@ -436,8 +436,8 @@ class Mediator:
         """Where `node` can be dialed; this node too, by its own stages and heads."""
         if node == self.node:
             return self.me.addresses
-        body: Body | None = self.roster.body(node)
-        return body.addresses if body is not None else self.hints.get(node, ())
+        entry = self.roster.entries.get(node)
+        return entry.body.addresses if entry is not None else self.hints.get(node, ())
 
     def name_of(self, node: NodeId) -> str:
         """What a person called this node."""

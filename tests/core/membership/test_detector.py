@@ -161,3 +161,15 @@ def test_a_clean_leave_reaches_those_who_are_not_linked() -> None:
     world.run(1)
     for name in ("n0", "n2", "n3"):
         assert world.nodes[name].roster.entries[name_to_id("n1")].left
+
+
+def test_who_is_left_alone_tries_those_who_left() -> None:
+    world = mesh(2)
+    world.hand("n1", on.Stopping())
+    world.run(1)
+    world.crash("n1")
+    world.run(20)
+    assert [peer.state for peer in world.status("n0").peers] == ["left"]
+    world.add("n1", 100, incarnation=2)
+    world.run(12)
+    assert present(world, "n0", name_to_id("n1")), "although nobody told n1 where n0 is"
