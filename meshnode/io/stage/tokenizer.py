@@ -119,7 +119,7 @@ class Tokenizer:
             reply = _checked(await self._exchange(child, encode(Open(str(self._path))), OPEN_S))
         except StageError as error:
             reason = str(error) if error.reason == "model" else f"{self._path.name}: llama.cpp failed on its vocabulary"
-            raise ModelError(reason) from error
+            raise ModelError(reason, NEWER) from error
         assert isinstance(reply, Described), "the tokenizer answers in order"
         self._vocabulary = reply.vocabulary
         return child
@@ -142,6 +142,9 @@ class Tokenizer:
             await child.aclose()
             await trio.lowlevel.checkpoint_if_cancelled()
             raise StageError("tokenizer_stuck", f"the tokenizer had no answer within {within_s:.0f} s") from slow
+
+
+NEWER = "Download or convert the file again; a model newer than this version needs a newer meshnode."
 
 
 @asynccontextmanager
