@@ -242,6 +242,24 @@ class TestOfProcesses:
         _, alive = psutil.wait_procs(children, timeout=LEAVES_S)
         assert not alive
 
+    def test_a_node_whose_forwarded_port_leads_elsewhere_serves_itself_and_a_joiner_can_give_up(
+        self, alone: RealMesh
+    ) -> None:
+        """The issuer of the invite takes the connection and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            founder = alone.found("founder", "--memory", "1GB", "--advertise", f"127.0.0.1:{silent.getsockname()[1]}")
+            joiner = RealNode(alone.folder, "joiner")
+            alone.nodes.append(joiner)
+            joiner.start("join", founder.invite())
+            silent.settimeout(WAIT_S)
+            with silent.accept()[0] as asked:
+                assert asked.recv(4), "it waits for the welcome"
+                began = time.monotonic()
+                assert joiner.stop(signal.SIGINT) in (130, 1)
+                assert time.monotonic() - began < 2 * LEAVES_S
+        assert not (joiner.data / "mesh.pem").exists()
+        until("it serves", founder.serving)
+
     @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
     @pytest.mark.parametrize("moment", ["locked", "answering", "tokenizer", "stage"])
     def test_a_start_can_be_interrupted_at_any_moment(self, alone: RealMesh, moment: str, how: signal.Signals) -> None:
