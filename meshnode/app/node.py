@@ -55,7 +55,7 @@ from meshnode.io.http.endpoint import HttpEndpoint, build_endpoint
 from meshnode.io.http.server import listen, serve_http
 from meshnode.io.llama.footprint import footprint_of
 from meshnode.io.llama.gguf_file import open_model
-from meshnode.io.stage.tokenizer import open_tokenizer
+from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.join import redeem
 from meshnode.io.transport.join_desk import JoinDesk
@@ -80,13 +80,20 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
     Raises ConfigError (ModelError, InviteError) for what the user can mend, LinkLost when an invite's issuer cannot be
     reached. Nothing is left behind but the data directory.
     """
-    if isinstance(intent, Serve):
-        await trio.to_thread.run_sync(_check_servable, settings, intent.model)
+    if not isinstance(intent, Serve):
+        await _run_member(settings, intent, None, stop)
+        return
+    await trio.to_thread.run_sync(_check_servable, settings, intent.model)
+    # What llama.cpp itself cannot read is found here, before a mesh is made for it.
+    async with trio.open_nursery() as nursery, open_tokenizer(nursery, intent.model) as tokenizer:
+        await _run_member(settings, intent, tokenizer, stop)
+
+
+async def _run_member(settings: Settings, intent: Intent, tokenizer: Tokenizer | None, stop: trio.Event) -> None:
     data = DataDirectory.open(settings.data)
     try:
         membership, found = await _become_member(data, intent)
-        node = Node(settings, data, membership)
-        await node.run(intent, found, stop)
+        await Node(settings, data, membership, tokenizer).run(intent, found, stop)
     finally:
         data.close()
 
@@ -148,8 +155,12 @@ async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membershi
 class Node:
     """The parts of one running node. Made with what is on disk; `run` does everything else."""
 
-    def __init__(self, settings: Settings, data: DataDirectory, membership: Membership) -> None:
+    def __init__(
+        self, settings: Settings, data: DataDirectory, membership: Membership, tokenizer: Tokenizer | None
+    ) -> None:
+        """`tokenizer` is that of the model this node serves; it outlives the node."""
         self.settings = settings
+        self.tokenizer = tokenizer
         self.data = data
         self.membership = membership
         self.issuer = membership.issuer
@@ -326,8 +337,10 @@ class Node:
         """A socket to the stage (or head) behind `token` on `node`, over the first address that answers."""
         problem: MeshError = LinkLost(f"no address of {self.mediator.name_of(node)} is known")
         addresses = self.mediator.addresses_of(node)
-        if node == self.mediator.node and self.settings.listen in ANY_ADDRESS:
-            addresses = (join_address("127.0.0.1", self.mesh_port),)  # holds also when the machine changes networks
+        if node == self.mediator.node:
+            # Not as others see it: behind a forwarded port that may not lead back, and networks change.
+            host = "127.0.0.1" if self.settings.listen in ANY_ADDRESS else self.settings.listen
+            addresses = (join_address(host, self.mesh_port),)
         for address in addresses:
             try:
                 return await self.transport.dial_stage(address, token)
@@ -371,7 +384,8 @@ class Node:
         return self._models[digest]
 
     async def _serve_model(self, path: Path) -> None:
-        """Hash the model, start its tokenizer, ask for it, and keep the tokenizer alive."""
+        """Hash the model, then ask the mesh for it."""
+        assert self.tokenizer is not None, "a node that serves was given one"
         created = int(time.time())
         self.directory.opening[path.stem] = created
 
@@ -379,22 +393,20 @@ class Node:
             self._opening[path.stem] = (done, total)
 
         local = await self.shelf.open(path, progress)
-        async with trio.open_nursery() as nursery, open_tokenizer(nursery, path) as tokenizer:
-            self._models[local.digest] = ServableModel(local, tokenizer)
-            demand = Demand(
-                deployment=DeploymentId(secrets.token_hex(8)),
-                version=1,
-                author=self.mediator.node,
-                manifest_digest=local.digest,
-                model=local.name,
-                context=self.settings.context,
-                lanes=self.settings.lanes,
-                kv_type=self.settings.kv_type,
-            )
-            await self.runtime.post(Demanded(demand, local.footprint, created))
-            self.directory.opening.pop(path.stem, None)
-            self._opening.pop(path.stem, None)
-            await trio.sleep_forever()
+        self._models[local.digest] = ServableModel(local, self.tokenizer)
+        demand = Demand(
+            deployment=DeploymentId(secrets.token_hex(8)),
+            version=1,
+            author=self.mediator.node,
+            manifest_digest=local.digest,
+            model=local.name,
+            context=self.settings.context,
+            lanes=self.settings.lanes,
+            kv_type=self.settings.kv_type,
+        )
+        await self.runtime.post(Demanded(demand, local.footprint, created))
+        self.directory.opening.pop(path.stem, None)
+        self._opening.pop(path.stem, None)
 
     async def _serve_http(
         self,

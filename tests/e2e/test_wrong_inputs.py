@@ -7,7 +7,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from meshnode.demo import MODEL
 from tests.e2e.nodes import RealMesh, RealNode, run_cli, until
@@ -42,6 +44,23 @@ def test_a_corrupt_model_is_refused_before_a_mesh_is_made(tmp_path: Path, conten
     model, data = tmp_path / "model.gguf", tmp_path / "data"
     model.write_bytes(content)
     refused("serve", str(model), "--data", str(data), *PORTS, code=2, says=says)
+    assert not data.exists()
+
+
+def test_an_architecture_that_llama_cpp_does_not_know_is_named_before_a_mesh_is_made(tmp_path: Path) -> None:
+    model, data = tmp_path / "new.gguf", tmp_path / "data"
+    writer = GGUFWriter(model, "foobar")
+    writer.add_block_count(1)
+    writer.add_embedding_length(32)
+    writer.add_context_length(64)
+    writer.add_head_count(1)
+    for name in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight"):
+        writer.add_tensor(name, np.zeros((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    refused("serve", str(model), "--data", str(data), *PORTS, code=2, says="unknown model architecture: 'foobar'")
     assert not data.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,8 +12,12 @@ from typing import NoReturn
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command line and exit with its code."""
+    # Interrupted while modules load, the process goes without a traceback: there is nothing yet that it would leave.
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)
     from meshnode.app.cli.commands import application
     from meshnode.app.cli.failure import report
+
+    signal.signal(signal.SIGINT, interrupted)
 
     if not os.environ.get("MESHNODE_DEBUG"):
 

@@ -6,6 +6,7 @@ program could. Ctrl-C drains; a second one ends the process at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -22,11 +23,16 @@ from meshnode.app.config import Settings
 # The promise is 5 s in all; what is left covers the processes' own end.
 DRAIN_S = 4.5
 
+DESCRIPTORS = 2048
+"""Twice what a node may hold: 512 clients, 256 streams of members, 64 handshakes, and its children. Systems start a
+process with 256 (macOS) or 1024."""
+
 RunNode = Callable[[Settings, trio.Event], Awaitable[None]]
 
 
 def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | None = None) -> int:
     """Run a node until it ends or is interrupted; returns the exit code."""
+    allow_descriptors()
     view = View(settings)
     configure(view.log_handler())
     if settings.insecure:
@@ -38,6 +44,19 @@ def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | 
     with view:
         trio.run(_until_interrupted, settings, run, view, clock=clock)
     return INTERRUPTED if view.interrupted else 0
+
+
+def allow_descriptors() -> None:
+    """Raise this process's own limit of open files as far as the system lets it, up to DESCRIPTORS."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit on sockets
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _until_interrupted(settings: Settings, run: RunNode, view: View) -> None:

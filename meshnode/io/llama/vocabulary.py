@@ -15,7 +15,7 @@ import msgspec
 
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import InvalidRequest, ModelError
-from meshnode.io.llama.native import api, start
+from meshnode.io.llama.native import LogTap, api, listen, start
 
 TEXT_BYTES: Final = 4 * 1024 * 1024
 """Of one text: 1,000,000 tokens of English, 5 to 10 s of tokenizing."""
@@ -35,9 +35,16 @@ class LoadedVocabulary:
         start()
         options = api.llama_model_default_params()
         options.vocab_only = True
-        self._model = api.llama_model_load_from_file(str(path).encode(), options)
+        said = LogTap()
+        listen(said)
+        try:
+            self._model = api.llama_model_load_from_file(str(path).encode(), options)
+        finally:
+            listen(None)
         if not self._model:
-            raise ModelError(f"{path.name}: llama.cpp cannot read its vocabulary")
+            # Its last complaint only repeats that it failed; the first one names the cause.
+            why = f": {said.errors[0].split(': ', 2)[-1]}" if said.errors else ""
+            raise ModelError(f"{path.name}: llama.cpp cannot read its vocabulary{why}")
         self._vocab = api.llama_model_get_vocab(self._model)
         self._count = api.llama_vocab_n_tokens(self._vocab)
         if self._count == 0:

@@ -119,28 +119,32 @@ class Tokenizer:
             reply = _checked(await self._exchange(child, encode(Open(str(self._path))), OPEN_S))
         except StageError as error:
             reason = str(error) if error.reason == "model" else f"{self._path.name}: llama.cpp failed on its vocabulary"
-            raise ModelError(reason) from error
+            raise ModelError(reason, NEWER) from error
         assert isinstance(reply, Described), "the tokenizer answers in order"
         self._vocabulary = reply.vocabulary
         return child
 
     async def _exchange(self, child: ChildProcess, encoded: bytes, within_s: float) -> Reply:
-        """One reply. On any other outcome, cancellation included, the process is ended: its replies have no ids."""
+        """One reply, also for a caller who was cancelled: a client that leaves must not cost the others the process.
+
+        On any other outcome the process is ended: its replies have no ids.
+        """
         try:
-            with trio.fail_after(within_s):
+            with trio.fail_after(within_s, shield=True):
                 await _send(child, encoded)
                 return await _receive(child)
         except StageLost as lost:
             await child.aclose()
+            await trio.lowlevel.checkpoint_if_cancelled()  # a node that leaves ended it: no failure to tell
             _LOG.warning("the tokenizer ended: %s", child.lost())
             raise StageError("tokenizer_crashed", "the tokenizer failed on this input") from lost
         except trio.TooSlowError as slow:
             await child.aclose()
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise StageError("tokenizer_stuck", f"the tokenizer had no answer within {within_s:.0f} s") from slow
-        except trio.Cancelled:
-            child.kill()
-            self._child = None
-            raise
+
+
+NEWER = "Download or convert the file again; a model newer than this version needs a newer meshnode."
 
 
 @asynccontextmanager

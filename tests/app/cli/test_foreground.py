@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import trio
 import trio.testing
 
 from meshnode.app.cli.failure import INTERRUPTED
-from meshnode.app.cli.foreground import DRAIN_S, run_in_foreground
+from meshnode.app.cli.foreground import DESCRIPTORS, DRAIN_S, run_in_foreground
 from meshnode.app.config import Settings
 from meshnode.errors import ConfigError
 
@@ -83,3 +85,20 @@ def test_an_insecure_endpoint_is_warned_of(settings: Settings, caplog: pytest.Lo
     open_settings = Settings(data=settings.data, api_host="192.0.2.7", insecure=True)
     assert run_in_foreground(open_settings, node) == 0
     assert "unencrypted" in caplog.text
+
+
+def test_a_node_may_open_what_its_own_limits_allow() -> None:
+    """In a process of its own: the limit belongs to all of one."""
+    resource = pytest.importorskip("resource")
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < DESCRIPTORS:
+        pytest.skip("this system allows less")
+    program = (
+        "import resource as r; from meshnode.app.cli.foreground import allow_descriptors as allow\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
+        "for soft in (256, hard):\n"
+        "    r.setrlimit(r.RLIMIT_NOFILE, (soft, hard)); allow(); print(*r.getrlimit(r.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    raised, untouched = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
+    assert raised == (DESCRIPTORS, untouched[1])
+    assert untouched[0] == untouched[1]

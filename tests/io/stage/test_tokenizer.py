@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from meshnode.core.serving.text import Conversation
@@ -109,7 +110,22 @@ async def test_a_stuck_process_fails_one_request(model: Path, monkeypatch: pytes
         assert await tokenizer.render(HELLO)
 
 
-async def test_a_request_that_was_cancelled_leaves_no_reply_behind(model: Path) -> None:
+async def test_a_caller_that_leaves_leaves_no_reply_behind_and_the_process_to_the_others(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        pid = tokenizer._child.pid
+        for _ in range(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tokenizer.render, HELLO)
+                await trio.lowlevel.checkpoint()  # it has begun
+                nursery.cancel_scope.cancel()
+            assert await tokenizer.render(HELLO) == "<|user|>hi<|end|><|assistant|>"
+        assert (tokenizer._child.pid, tokenizer.restarts) == (pid, 0)
+
+
+async def test_a_frozen_process_is_replaced_also_when_its_caller_has_left(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parent, "TOKENIZE_S", 0.2)
     async with opened(model) as tokenizer:
         os.kill(tokenizer._child.pid, signal.SIGSTOP)
         async with trio.open_nursery() as nursery:
