@@ -254,7 +254,9 @@ class Machine:
         """Put a message on the current link; dropped without one."""
         end = self.links.get(peer)
         if end is not None:
-            self.world.network.send(end, encode(message))
+            frame = encode(message)
+            self.world.checks.sends(self, frame)
+            self.world.network.send(end, frame)
 
     # --- the network's side: the same rules as app/control -------------------------------------------------------
 

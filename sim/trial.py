@@ -88,7 +88,7 @@ def run(setting: Setting) -> Outcome:
         ended_at=world.now,
         rule=rule,
         detail=detail,
-        tail=tuple(world.tail[-12:]) if rule else (),
+        tail=world.tail if rule else (),
         applied=world.checks.applied,
         lies=sum(sum(liar.told.values()) for liar in liars),
     )

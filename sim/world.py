@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ LAYERS = 12
 LAYER_MB = 100
 MEMORY_MB = 700
 """A machine holds five layers beside a stage's reserve: three are needed at least."""
-TAIL = 40
+TAIL = 12
 """Last events kept for the report of a failure."""
 
 _PACK = struct.Struct("<d").pack
@@ -57,7 +58,7 @@ class World:
         self.checks = Checks(self)
         self.faults = Odds(self.profile.stage_failure, self.profile.step_failure)
         self.events = 0
-        self.tail: list[str] = []
+        self._tail: deque[tuple[int, float, str, str]] = deque(maxlen=TAIL)
         self._digest = hashlib.sha256()
         self._deployments = 0
 
@@ -117,11 +118,14 @@ class World:
     def note(self, name: str, event: on.Event) -> None:
         """One event was handed to a mediator."""
         self.events += 1
-        kind = type(event.message).__name__ if isinstance(event, on.Received) else type(event).__name__
+        kind = type(event.message if isinstance(event, on.Received) else event).__name__
         self._digest.update(_PACK(self.agenda.now) + name.encode() + kind.encode())
-        self.tail.append(f"{self.events} {self.agenda.now:.6f} {name} {kind}")
-        if len(self.tail) > 2 * TAIL:
-            del self.tail[:TAIL]
+        self._tail.append((self.events, self.agenda.now, name, kind))
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """The last events and faults, for the report of a failure."""
+        return tuple(f"{event or '-'} {at:.6f} {name} {kind}" for event, at, name, kind in self._tail)
 
     def note_frame(self, name: str, frame: bytes) -> None:
         """One message arrived."""
@@ -130,7 +134,7 @@ class World:
     def note_fault(self, text: str) -> None:
         """The world did something to somebody."""
         self._digest.update(_PACK(self.agenda.now) + text.encode())
-        self.tail.append(f"- {self.agenda.now:.6f} {text}")
+        self._tail.append((0, self.agenda.now, "", text))
 
     def unhandled(self, machine: Machine, effect: do.Effect) -> None:
         """An effect of which the simulator knows nothing is a gap in it."""
