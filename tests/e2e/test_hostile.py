@@ -45,6 +45,7 @@ from meshnode.wire.messages import (
     Ready,
     Refuse,
     RunOptions,
+    WhoIs,
     encode,
 )
 from meshnode.wire.preface import Kind, Preface, StreamClass, encode_preface
@@ -177,9 +178,10 @@ async def ended(stream: Stream) -> None:
 
 
 def test_nobody_can_speak_for_another_node(mesh: RealMesh, victim: RealNode, intruder: Intruder) -> None:
-    heard = intruder.tell(victim, intruder.introduce(), intruder.announcement())
-    others = [message for message in heard if isinstance(message, Announce)]
-    assert {message.author for message in others} >= {NodeId(node.status()["node"]) for node in mesh.nodes}
+    everybody = tuple(NodeId(node.status()["node"]) for node in mesh.nodes)
+    heard = intruder.tell(victim, intruder.introduce(), intruder.announcement(), WhoIs(everybody))
+    others = [message for message in heard if isinstance(message, Announce) and message.author in everybody]
+    assert {message.author for message in others} == set(everybody)
     before = names(mesh)
     for true in others:
         chain = next(m for m in heard if isinstance(m, Introduce))

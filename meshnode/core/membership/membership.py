@@ -154,6 +154,7 @@ class Membership:
             case Leave():
                 self.roster.leave(peer)
                 self._gone(peer, "the node left")
+                self.links.forget(peer)
             case Ping():
                 self._tell(peer, Pong(message.nonce))
             case Pong():

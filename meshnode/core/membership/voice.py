@@ -60,12 +60,12 @@ class Voice:
 
     def heard_itself(self, record: Announce, now: float, *, verify: bool) -> bool:
         """Somebody passed on a record with this node's key; True when it forces a new number. Raises PeerError."""
-        if self.record is not None and record.body == self.record.body:
+        own = self.record
+        if own is not None and (record.body, record.signature) == (own.body, own.signature):
             return False
         author = self.authority.admit(self.authority.chain)
         told = read(record, author, self.authority.mesh, verify=verify)
-        own = (self.incarnation, self.sequence)
-        if told.number < own or self.alarm:
+        if told.number < (self.incarnation, self.sequence) or self.alarm:
             return False
         if told.incarnation == self.incarnation:
             self.alarm = "another node speaks with this node's key: its data directory was copied"
