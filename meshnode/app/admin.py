@@ -62,6 +62,27 @@ class InviteListings(msgspec.Struct, frozen=True):
     invites: tuple[InviteListing, ...]
 
 
+class PendingListing(msgspec.Struct, frozen=True):
+    """A machine that asks to join by number; its name is what it says itself."""
+
+    name: str
+    address: str
+    number: str
+    expires_s: float
+
+
+class PendingListings(msgspec.Struct, frozen=True):
+    """`GET /api/pending`: none or one."""
+
+    pending: tuple[PendingListing, ...]
+
+
+class ApproveRequest(msgspec.Struct, frozen=True):
+    """`POST /api/pending/approve`, answered by a `PendingListing`: the number as the joining machine shows it."""
+
+    code: str
+
+
 class PlanRequest(msgspec.Struct, frozen=True):
     """`POST /api/plan`: what would this mesh do with that model? Zero and empty mean automatic."""
 
@@ -76,3 +97,32 @@ class PlanAnswer(msgspec.Struct, frozen=True):
 
     plan: Plan | None = None
     shortfall: Shortfall | None = None
+
+
+class RevokeRequest(msgspec.Struct, frozen=True):
+    """`POST /api/revocations`: the whole id of a node, also of one that nobody has seen for long."""
+
+    node: str
+
+
+class PingRequest(msgspec.Struct, frozen=True):
+    """`POST /api/ping`: the whole id of a member."""
+
+    node: str
+
+
+class PingAnswer(msgspec.Struct, frozen=True):
+    """Its answer: the way from the node that was asked to `node`."""
+
+    node: str
+    name: str
+    path: str
+    """direct"""
+    address: str
+    """Where it answered."""
+    rtt_ms: tuple[float, ...]
+    """Of every round trip, in order, with what both programs need to answer."""
+    rtt_median_ms: float
+    transfer_bytes: int
+    bytes_per_s: int
+    """From it to here, inside TLS."""

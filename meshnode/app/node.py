@@ -31,8 +31,11 @@ from meshnode.app.directory import MeshDirectory
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Join, Resume, Serve
+from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.passing import answer
+from meshnode.app.probing import Probing
 from meshnode.app.renewal import keep_renewed, require_valid
+from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import ServableModel, Shelf
 from meshnode.app.stages import Post, Stages
@@ -197,6 +200,7 @@ class Node:
             self._ready.set()
             nursery.start_soon(self._remember_peers)
             nursery.start_soon(self._tell_cache)
+            nursery.start_soon(self.revoking.watch)
             nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
@@ -258,6 +262,9 @@ class Node:
         self.heads = Heads(self._own, self.seats, self._dial_stage, self._model_of, self.runtime.post)
         self.runtime.attach(self.links, self.stages, self.heads)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
+        self.revoking = Revoking(self.mediator, self.runtime.post, self.runtime.changed, lambda: self.membership.issuer)
+        if self.desk is not None:
+            self.desk.barred = self.revoking.barred
 
     def _own(self) -> Credentials:
         """As they are now: certificates are renewed daily."""
@@ -288,9 +295,11 @@ class Node:
 
     def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
+        members = MemberRoutes(self.revoking, Probing(self.mediator, self.transport, trio.current_time))
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
         access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
-        return build_endpoint(self.directory, routes.routes(self.data.api_token()), access)
+        token = self.data.api_token()
+        return build_endpoint(self.directory, [*routes.routes(token), *members.routes(token)], access)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -308,11 +317,18 @@ class Node:
             if await ends_by_bug(self.seats.arrived, token, connection):
                 connection.close()
 
-        return Handlers(member, None if desk is None else join, stage)
+        def admit(node: NodeId) -> None:
+            if self._ready.is_set():  # before, `_member` lets nobody on
+                self.revoking.admit(node)
+
+        return Handlers(member, None if desk is None else join, stage, admit)
 
     async def _member(self, stream: Stream) -> None:
         """An authenticated stream that a peer opened."""
         await self._ready.wait()
+        await self.revoking.guard(stream, self._serve_peer)
+
+    async def _serve_peer(self, stream: Stream) -> None:
         match stream.stream_class:
             case StreamClass.CONTROL:
                 await self.links.accepted(stream)

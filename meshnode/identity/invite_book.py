@@ -50,6 +50,11 @@ class JoinRefusal(StrEnum):
     LOCKED = "locked"
     WRONG_PROOF = "wrong_proof"
     NOT_RENEWABLE = "not_renewable"
+    CLOSED = "closed"
+    BUSY = "busy"
+    TOO_OFTEN = "too_often"
+    NOT_APPROVED = "not_approved"
+    BARRED = "barred"
 
 
 class Admission(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
     GetManifest  -> Sending{size}, (Chunk{length}, <length raw bytes>)*     until size bytes were sent
     GetArtifact  -> the same; size is the length that was asked for
+    Sample       -> the same, of zeros: how fast is the way between us
     anything     -> Refused{reason}   in place of any of these frames; the stream stays usable
 
 One request at a time. Names and digests are keys, never paths. Growth is additive: unknown fields are ignored, an
@@ -22,6 +23,9 @@ from meshnode.wire.manifest import ARTIFACT_BYTES_MAX, MANIFEST_BYTES_MAX
 
 CHUNK_BYTES: Final = 1 * MIB
 """Raw bytes behind one Chunk: 64 TLS records; a refusal or a cancelled transfer waits no longer than this takes."""
+
+SAMPLE_BYTES_MAX: Final = 32 * MIB
+"""Of one measurement: a quarter of a second at 1 Gbit/s, and no member makes another send more at one request."""
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,16}(\.[0-9]{1,4})?\Z")]
@@ -45,6 +49,12 @@ class GetArtifact(msgspec.Struct, frozen=True, tag_field="op", tag="get_artifact
     length: Annotated[int, msgspec.Meta(ge=1, le=ARTIFACT_BYTES_MAX)]
 
 
+class Sample(msgspec.Struct, frozen=True, tag_field="op", tag="sample"):
+    """`length` bytes of nothing, to measure the way."""
+
+    length: Annotated[int, msgspec.Meta(ge=1, le=SAMPLE_BYTES_MAX)]
+
+
 class Sending(msgspec.Struct, frozen=True, tag_field="op", tag="sending"):
     """Yes: `size` raw bytes follow, in chunks."""
 
@@ -63,7 +73,7 @@ class Refused(msgspec.Struct, frozen=True, tag_field="op", tag="refused"):
     reason: Reason
 
 
-Request = GetManifest | GetArtifact
+Request = GetManifest | GetArtifact | Sample
 Reply = Sending | Chunk | Refused
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -76,7 +86,7 @@ class _Envelope(msgspec.Struct):
 
 
 _ENVELOPE = msgspec.msgpack.Decoder(_Envelope)
-_KNOWN = frozenset({"get_manifest", "get_artifact"})
+_KNOWN = frozenset({"get_manifest", "get_artifact", "sample"})
 
 
 def encode(message: Request | Reply) -> bytes:
@@ -106,12 +116,14 @@ __all__ = [
     "CHUNK_BYTES",
     "MANIFEST_BYTES_MAX",
     "REASONS",
+    "SAMPLE_BYTES_MAX",
     "Chunk",
     "GetArtifact",
     "GetManifest",
     "Refused",
     "Reply",
     "Request",
+    "Sample",
     "Sending",
     "decode_reply",
     "decode_request",

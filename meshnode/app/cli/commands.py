@@ -42,6 +42,8 @@ application.add_typer(bench_group, name="bench")
 
 Data = Annotated[Path | None, typer.Option(help="Data directory; one per node. Default: the platform's place.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C; with --json a line a change.")]
+Peer = Annotated[str, typer.Argument(help="Its name, the beginning of its id, or the whole id.", metavar="PEER")]
 Model = Annotated[Path, typer.Argument(help="A GGUF file (of several: the first).", metavar="MODEL")]
 Memory = Annotated[str | None, typer.Option(help="What this node offers, e.g. 6GB. Default: what is free, less 15 %.")]
 Name = Annotated[str | None, typer.Option(help="What other members call this node. Default: the host's name.")]
@@ -171,11 +173,39 @@ def revoke_invite(identity: Annotated[str, typer.Argument(metavar="ID")], data: 
 
 
 @command(application)
-def status(data: Data = None, json: Json = False) -> int:
+def status(data: Data = None, json: Json = False, watch: Watch = False) -> int:
     """Show the node running here, its members and what they serve."""
-    from meshnode.app.cli.inquiries import status as run
+    from meshnode.app.cli.members import status as run
 
-    return run(data, json)
+    return run(data, json, watch)
+
+
+@command(application)
+def peers(data: Data = None, json: Json = False, watch: Watch = False) -> int:
+    """List the other members: state, last word, round trip, path, memory, what they serve."""
+    from meshnode.app.cli.members import peers as run
+
+    return run(data, json, watch)
+
+
+@command(application)
+def ping(peer: Peer, data: Data = None, json: Json = False) -> int:
+    """Measure the way from the node running here to PEER: round trips, bandwidth, path."""
+    from meshnode.app.cli.members import ping as run
+
+    return run(peer, data, json)
+
+
+@command(application)
+def revoke(
+    peer: Peer,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: Data = None,
+) -> int:
+    """Bar PEER from the mesh for good; only where this node holds an issuer key."""
+    from meshnode.app.cli.members import revoke as run
+
+    return run(peer, yes, data)
 
 
 @command(application)

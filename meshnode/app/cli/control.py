@@ -13,11 +13,17 @@ import psutil
 from meshnode.app.admin import (
     NODE_FILE,
     TOKEN_FILE,
+    ApproveRequest,
     InviteIssued,
+    PendingListing,
+    PendingListings,
     InviteListings,
     InviteRequest,
+    PingAnswer,
+    PingRequest,
     PlanAnswer,
     PlanRequest,
+    RevokeRequest,
     RunningNode,
 )
 from meshnode.core.node.status import NodeStatus
@@ -105,6 +111,22 @@ class Control:
     def revoke_invite(self, identity: str) -> None:
         """Make an invite worthless."""
         self._send("DELETE", f"/api/invites/{identity}", None)
+
+    def revoke(self, node: str) -> None:
+        """Bar the node with this whole id from the mesh."""
+        self._send("POST", "/api/revocations", RevokeRequest(node))
+
+    def ping(self, node: str) -> PingAnswer:
+        """Measure the way to the member with this whole id."""
+        return self._call("POST", "/api/ping", PingAnswer, PingRequest(node))
+
+    def pending(self) -> PendingListings:
+        """Who asks to join by number."""
+        return self._call("GET", "/api/pending", PendingListings)
+
+    def approve(self, request: ApproveRequest) -> PendingListing:
+        """Let it in."""
+        return self._call("POST", "/api/pending/approve", PendingListing, request)
 
     def plan(self, request: PlanRequest) -> PlanAnswer:
         """What this mesh would do with a model."""

@@ -1,4 +1,4 @@
-"""Commands that ask the node running here: status, invite, invites."""
+"""Commands that ask the node running here: invite, invites."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from meshnode.app.admin import InviteRequest
 from meshnode.app.cli.control import Control
-from meshnode.app.cli.tables import duration, invites_table, status_view
+from meshnode.app.cli.tables import duration, invites_table
 from meshnode.app.config import Settings
 from meshnode.errors import ConfigError
 
@@ -36,17 +36,6 @@ def write_json(value: msgspec.Struct) -> None:
 def control(data: Path | None) -> Control:
     """The running node of the data directory that flags, environment or platform name."""
     return Control.of(Settings.load({"data": data}, os.environ).data)
-
-
-def status(data: Path | None, as_json: bool) -> int:
-    """Show the node."""
-    with control(data) as node:
-        now = node.status()
-    if as_json:
-        write_json(now)
-    else:
-        Console(highlight=False).print(status_view(now))
-    return 0
 
 
 def invite(uses: int, expires: str, role: str, data: Path | None, as_json: bool) -> int:

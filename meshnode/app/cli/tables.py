@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from meshnode.app.admin import InviteListing
+from meshnode.app.admin import InviteListing, PingAnswer
 from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
 from meshnode.core.planning.plan import Plan
 
@@ -79,6 +79,41 @@ def peers_table(status: NodeStatus) -> RenderableType:
             escape(peer.error or ", ".join(peer.addresses[:2])),
         )
     return table
+
+
+def members_table(status: NodeStatus) -> RenderableType:
+    """Every other member, with the way to it and what it serves."""
+    if not status.peers:
+        return Text("no other member is known; `meshnode invite` lets one in", style="dim")
+    columns = ("MEMBER", "ID", "ROLE", "STATE", "SEEN", "RTT", "PATH", "OFFERS", "SERVES", "")
+    table = _grid(*columns, right=("SEEN", "RTT", "OFFERS"))
+    for peer in status.peers:
+        table.add_row(
+            escape(peer.name),
+            peer.node[:SHORT_ID],
+            escape(peer.role or "-"),
+            _state(peer.state),
+            duration(peer.age_s) if peer.age_s else "-",
+            f"{peer.rtt_ms:.1f} ms" if peer.rtt_ms is not None else "-",
+            peer.path or "-",
+            size(peer.memory_usable) if peer.memory_usable else "-",
+            escape(", ".join(peer.serves) or "-"),
+            escape(peer.error),
+        )
+    return table
+
+
+def ping_view(answer: PingAnswer) -> RenderableType:
+    """A way between two members."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("[bold]to[/]", f"{escape(answer.name)} ({answer.node[:SHORT_ID]})")
+    grid.add_row("[bold]path[/]", escape(f"{answer.path}, {answer.address}"))
+    spread = f"{min(answer.rtt_ms):.2f} to {max(answer.rtt_ms):.2f} ms"
+    trips = f"median {answer.rtt_median_ms:.2f} ms of {len(answer.rtt_ms)} ({spread})"
+    grid.add_row("[bold]round trips[/]", trips)
+    rate = f"{size(answer.bytes_per_s)}/s from there, measured with {size(answer.transfer_bytes)}"
+    grid.add_row("[bold]bandwidth[/]", rate)
+    return grid
 
 
 def deployment_view(deployment: DeploymentStatus) -> RenderableType:

@@ -49,6 +49,10 @@ class Revocations:
         """Whether `node`, or who issued its certificate, is revoked."""
         return node in self._barred or (author is not None and author.issuer in self._issuers)
 
+    def of(self, issuer: NodeId) -> RevocationList | None:
+        """The list of `issuer` that counts at present."""
+        return self._lists.get(issuer)
+
     def encode(self) -> bytes:
         """What must survive a restart."""
         return msgspec.msgpack.encode([(each.chain, each.body, each.signature) for each in self.records.values()])

@@ -62,6 +62,9 @@ def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
         age_s=round(now - heard, 3) if heard else 0.0,
         rtt_ms=round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
         error="" if link is None or link.up else link.error,
+        role=mediator.roster.authors[node].role if node in mediator.roster.authors else "",
+        path="direct" if link is not None and link.up else "",
+        serves=tuple(served.model for served in body.served) if body is not None else (),
     )
 
 

@@ -23,6 +23,12 @@ class PeerStatus(msgspec.Struct, frozen=True):
     """Of the last ping on the control link; null before the first."""
     error: str = ""
     """Why the last dial failed, if it is not linked."""
+    role: str = ""
+    """member | client; empty while nothing proves it."""
+    path: str = ""
+    """direct; empty without a link."""
+    serves: tuple[str, ...] = ()
+    """Models that it coordinates."""
 
 
 class StageStatus(msgspec.Struct, frozen=True):

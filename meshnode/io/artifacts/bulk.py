@@ -20,6 +20,7 @@ from meshnode.wire.artifacts import (
     GetManifest,
     Refused,
     Request,
+    Sample,
     Sending,
     decode_reply,
     decode_request,
@@ -62,6 +63,16 @@ class BulkClient:
         if size != length:
             raise PeerError(f"node {self.label} sends {size} bytes of {artifact}, {length} were asked for")
         await self._receive(length, sink)
+
+    async def sample(self, length: int) -> None:
+        """Receive `length` bytes (1 to SAMPLE_BYTES_MAX) that mean nothing. Errors: PeerError, LinkLost."""
+
+        async def forget(data: bytes) -> None:
+            pass
+
+        if await self._ask(Sample(length)) != length:
+            raise PeerError(f"node {self.label} answers a measurement of another length")
+        await self._receive(length, forget)
 
     async def _ask(self, request: Request) -> int:
         with self._patience():
@@ -141,6 +152,8 @@ async def _prepare(request: Request | Refused, library: Library) -> Refused | tu
             return Refused("no_manifest")
         data = manifest
         return len(data), lambda offset, length: data[offset : offset + length]
+    if isinstance(request, Sample):
+        return request.length, lambda offset, length: bytes(length)
     found = await trio.to_thread.run_sync(library.find, request.digest, request.artifact)
     if found is None:
         return Refused("no_artifact")

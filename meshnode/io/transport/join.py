@@ -66,6 +66,7 @@ class Joined:
 
 async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joined:
     """Become a member: the first of the invite's addresses that proves to be its issuer decides.
+    JoinRefusal.BARRED: "this machine's key was revoked from the mesh",
 
     `InviteError` when the invite is not good any more, `PeerError` when other machines answer at its addresses,
     `LinkLost` when none does.

@@ -18,6 +18,7 @@ from meshnode.identity.certificates import Authority, Role, make_node
 from meshnode.identity.chains import check_renewable, key_bytes, mesh_id_of_root, parse_certificate
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.domains import Domain
+from meshnode.identity.ids import NodeId, node_id_of
 from meshnode.identity.invite_book import InviteBook, JoinRefusal, new_entry
 from meshnode.identity.invites import (
     INVITE_ID_BYTES,
@@ -56,6 +57,8 @@ class JoinDesk:
         self.book = book
 
     def renew(self, credentials: Credentials, issuer: Authority) -> None:
+        self.barred: Callable[[NodeId], bool] = lambda node: False
+        """Whether a node was revoked: its key gets no certificate, by invite or renewal."""
         """Show and sign with these from now on."""
         self._credentials = credentials
         self._issuer = issuer
@@ -106,6 +109,8 @@ class JoinDesk:
             now = self._now()
             book, answer = self.book.redeem(transcript, asked.mac, now)
             await self._keep(book)
+        if self.barred(node_id_of(key)):
+            return JoinRefusal.BARRED
             if isinstance(answer, JoinRefusal):
                 return answer
             known = next(a.certificate for a in answer.admitted if a.public_key == key)
@@ -134,6 +139,8 @@ class JoinDesk:
         with trio.CancelScope(shield=True):
             await self._persist(book)
         self.book = book
+        if self.barred(node_id_of(key)):
+            return JoinRefusal.BARRED
 
 
 def _der(certificate: x509.Certificate) -> bytes:

@@ -13,6 +13,7 @@ import trio
 
 from meshnode.errors import LinkLost, PeerError
 from meshnode.identity.chains import PeerIdentity
+from meshnode.io.transport.addresses import join_address
 from meshnode.wire import limits
 from meshnode.wire.framing import FrameDecoder, encode_frame
 from meshnode.wire.preface import StreamClass
@@ -33,6 +34,15 @@ class MeteredStream(trio.abc.HalfCloseableStream):
     def __init__(self, socket_stream: trio.SocketStream, budget: int) -> None:
         self._stream = socket_stream
         self._budget: int | None = budget
+
+    @property
+    def remote(self) -> str:
+        """`host:port` of the other end; empty when it is gone."""
+        try:
+            host, port = self._stream.socket.getpeername()[:2]
+        except OSError:
+            return ""
+        return join_address(host, port)
 
     def lift(self) -> None:
         """The peer is known: no bound in all any more, frames are bounded one by one."""
@@ -146,6 +156,7 @@ class Stream(FramedStream):
         self._decoder.feed(framed._decoder.take(len(framed._decoder)))
         self._tls.transport_stream.lift()
         self.peer = peer
+        self.remote = self._tls.transport_stream.remote
         self.stream_class = stream_class
 
 

@@ -57,6 +57,8 @@ class Handlers:
     member: Callable[[Stream], Awaitable[None]]
     join: Callable[[FramedStream], Awaitable[None]] | None = None
     stage: Callable[[bytes, socket.socket], Awaitable[None]] | None = None
+    admit: Callable[[NodeId], None] = lambda node: None
+    """Raises PeerError when the node behind a good certificate gets no stream; the text travels to it."""
 
 
 class Transport:
@@ -221,7 +223,7 @@ class Transport:
             preface = decode_preface(await _receive_exactly(raw, PREFACE_BYTES))
             match preface.kind:
                 case Kind.MEMBER:
-                    stream = await self._accept_member(raw, preface, held)
+                    stream = await self._accept_member(raw, preface, held, handlers.admit)
                 case Kind.JOIN if handlers.join is not None:
                     scope.deadline += limits.JOIN_TIMEOUT_S - limits.PREFACE_TIMEOUT_S
                     await self._accept_join(raw, handlers.join)
@@ -234,13 +236,16 @@ class Transport:
             self._counts["accept_timed_out"] += 1
         return stream
 
-    async def _accept_member(self, raw: trio.SocketStream, preface: Preface, held: ExitStack) -> Stream:
+    async def _accept_member(
+        self, raw: trio.SocketStream, preface: Preface, held: ExitStack, admit: Callable[[NodeId], None]
+    ) -> Stream:
         framed = await _serve_tls(raw, self._server, limits.HELLO_FRAME)
         peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
         ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
         theirs = decode_hello(await framed.receive_frame())
         try:
             check_hello(theirs, ours, peer.node_id)
+            admit(peer.node_id)
             held.enter_context(self._streams.seat(peer.node_id))
         except PeerError as problem:
             await framed.send_frame(encode_hello(Refused(str(problem)[:200])))
