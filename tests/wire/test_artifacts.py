@@ -10,6 +10,7 @@ from meshnode.wire.artifacts import (
     GetArtifact,
     GetManifest,
     Refused,
+    Sample,
     Sending,
     decode_reply,
     decode_request,
@@ -17,7 +18,12 @@ from meshnode.wire.artifacts import (
 )
 
 DIGEST = "0123456789abcdef" * 4
-REQUESTS = [GetManifest(DIGEST), GetArtifact(DIGEST, "layer.12", 5, 100), GetArtifact(DIGEST, "embedding", 0, 1 << 40)]
+REQUESTS = [
+    GetManifest(DIGEST),
+    GetArtifact(DIGEST, "layer.12", 5, 100),
+    GetArtifact(DIGEST, "embedding", 0, 1 << 40),
+    Sample(5),
+]
 REPLIES = [Sending(1 << 40), Chunk(CHUNK_BYTES), Refused("no_artifact")]
 
 

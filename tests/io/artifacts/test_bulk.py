@@ -78,6 +78,15 @@ async def test_the_stream_lives_on_after_a_refusal(model, connected):
         assert await client.manifest(model.digest) == model.source().manifest_bytes
 
 
+@pytest.mark.parametrize("connected", [in_memory, over_tls])
+async def test_the_way_is_measured_with_bytes_that_nobody_keeps(model, connected):
+    async with connected(library_of(model)) as stream:
+        client = BulkClient(stream, "holder")
+        await client.sample(1)
+        await client.sample(3 * 1024 * 1024 + 1)
+        assert await client.manifest(model.digest) == model.source().manifest_bytes
+
+
 async def test_an_unknown_request_is_refused_and_the_stream_lives_on(model):
     import msgspec
 

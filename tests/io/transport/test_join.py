@@ -107,6 +107,17 @@ async def test_an_expired_invite_is_refused_by_either_clock(issuer: Issuer) -> N
         await redeem(invite, key(), issuer.now - timedelta(hours=2))
 
 
+async def test_a_revoked_key_gets_no_certificate_by_invite_or_renewal(issuer: Issuer) -> None:
+    mine, invite = key(), await issuer.invite(uses=2)
+    member = await redeem(invite, mine, issuer.now)
+    issuer.desk.barred = lambda node: node == member.node_id
+    with pytest.raises(InviteError, match="key was revoked from the mesh"):
+        await redeem(invite, mine, issuer.now)
+    with pytest.raises(MeshError, match="key was revoked from the mesh"):
+        await renew(member, [issuer.address], issuer.now)
+    await redeem(invite, key(), issuer.now)
+
+
 async def test_a_revoked_invite_is_refused(issuer: Issuer) -> None:
     invite = await issuer.invite()
     await issuer.desk.change(lambda book: book.revoke(invite.invite_id, issuer.now))

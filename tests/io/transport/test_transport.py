@@ -403,3 +403,26 @@ async def test_a_name_that_no_host_can_have_is_not_reached(host: str) -> None:
     """Announcements carry what their author likes; Python refuses these with an error that is no OSError."""
     with pytest.raises(LinkLost, match="no host can have that name"):
         await connect(f"{host}:8420")
+
+
+async def test_who_is_not_admitted_hears_why_and_others_get_in(mesh: TestMesh) -> None:
+    holder, barred, other = mesh.node(), mesh.node(), mesh.node()
+
+    def admit(node: str) -> None:
+        if node == barred.node_id:
+            raise PeerError("this node's certificate was revoked")
+
+    async def member(stream: Stream) -> None:
+        await stream.send_frame(b"in")
+
+    async with trio.open_nursery() as nursery:
+        serve = Transport(holder).serve
+        port = await nursery.start(serve, "127.0.0.1", 0, Handlers(member, admit=admit))
+        address = f"127.0.0.1:{port}"
+        with pytest.raises(PeerError, match="the peer refused: this node's certificate was revoked"):
+            await Transport(barred).dial(holder.node_id, [address], StreamClass.CONTROL)
+        stream = await Transport(other).dial(holder.node_id, [address], StreamClass.CONTROL)
+        assert await stream.receive_frame() == b"in"
+        assert stream.remote == address
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
