@@ -11,7 +11,17 @@ import trio
 from starlette.requests import Request
 from starlette.routing import Route
 
-from meshnode.app.admin import InviteIssued, InviteListing, InviteListings, InviteRequest, PlanAnswer, PlanRequest
+from meshnode.app.admin import (
+    ApproveRequest,
+    InviteIssued,
+    InviteListing,
+    InviteListings,
+    InviteRequest,
+    PendingListing,
+    PendingListings,
+    PlanAnswer,
+    PlanRequest,
+)
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.demand import Demand, DeploymentId
@@ -23,6 +33,7 @@ from meshnode.identity.certificates import Role
 from meshnode.identity.invites import MOST_ADDRESSES, format_invite
 from meshnode.io.http.access import admin_route
 from meshnode.io.http.body import decode, read_body
+from meshnode.io.transport.comparison_desk import ComparisonDesk, PendingJoin
 from meshnode.io.transport.join_desk import JoinDesk
 
 
@@ -48,6 +59,8 @@ class AdminRoutes:
             ("POST", "/api/invites", self.invite),
             ("GET", "/api/invites", self.invites),
             ("DELETE", "/api/invites/{id}", self.revoke),
+            ("GET", "/api/pending", self.pending),
+            ("POST", "/api/pending/approve", self.approve),
             ("POST", "/api/plan", self.plan),
             ("POST", "/api/shutdown", self.shutdown),
         ]
@@ -88,6 +101,16 @@ class AdminRoutes:
             raise ConfigError("that is no invite id", "`meshnode invites` lists them") from None
         await self._require_desk().change(lambda book: book.revoke(wanted, datetime.now(UTC)))
 
+    async def pending(self, request: Request) -> PendingListings:
+        """GET /api/pending: who asks to join by number."""
+        waiting = self._require_comparisons().pending
+        return PendingListings(() if waiting is None else (_listing(waiting),))
+
+    async def approve(self, request: Request) -> PendingListing:
+        """POST /api/pending/approve: let it in, if the number is right; a wrong one turns it away."""
+        asked = decode(await read_body(request), ApproveRequest)
+        return _listing(self._require_comparisons().approve(asked.code))
+
     async def plan(self, request: Request) -> PlanAnswer:
         """POST /api/plan: what this mesh would do, now; nothing is loaded or reserved."""
         asked = decode(await read_body(request), PlanRequest)
@@ -109,6 +132,12 @@ class AdminRoutes:
         """POST /api/shutdown: drain and leave."""
         self._stop()
 
+    def _require_comparisons(self) -> ComparisonDesk:
+        desk = self._require_desk()
+        if desk.comparisons is None:
+            raise ConfigError("this node admits nobody without an invite", "It was started with --no-mdns.")
+        return desk.comparisons
+
     def _require_desk(self) -> JoinDesk:
         if self._desk is None:
             raise ConfigError(
@@ -116,3 +145,8 @@ class AdminRoutes:
                 "Run `meshnode invite` on the machine that made the mesh.",
             )
         return self._desk
+
+
+def _listing(waiting: PendingJoin) -> PendingListing:
+    left = max(0.0, waiting.deadline - trio.current_time())
+    return PendingListing(waiting.name, waiting.address, waiting.number, left)

@@ -108,6 +108,8 @@ class Settings:
     """TCP port of the endpoint; 0: any free one."""
     insecure: bool = _setting(False, _flag)
     """Serve the endpoint beyond loopback although whoever reaches it may use it and read nothing is encrypted."""
+    mdns: bool = _setting(True, _flag)
+    """Tell the local network that this node is here and find others (hints only), and admit by number."""
     memory: int = _setting(0, parse_size)
     """Bytes this node offers to the mesh; 0: what is free, less head-room."""
     context: int = _setting(0, _whole)
@@ -126,6 +128,11 @@ class Settings:
             object.__setattr__(self, "name", host_name())
         for check in (_check_name, _check_ports, _check_hosts, _check_serving):
             check(self)
+
+    @property
+    def mdns_interfaces(self) -> tuple[str, ...]:
+        """Addresses to speak mDNS on: where the mesh port listens; none: everywhere."""
+        return () if ipaddress.ip_address(self.listen).is_unspecified else (self.listen,)
 
     @staticmethod
     def load(flags: Mapping[str, object], environment: Mapping[str, str]) -> Settings:

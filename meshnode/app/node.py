@@ -31,6 +31,7 @@ from meshnode.app.directory import MeshDirectory
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Join, Resume, Serve
+from meshnode.app.lan import Lan
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
@@ -60,9 +61,10 @@ from meshnode.io.llama.footprint import footprint_of
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
+from meshnode.io.transport.comparison_desk import ComparisonDesk
 from meshnode.io.transport.join import redeem
 from meshnode.io.transport.join_desk import JoinDesk
-from meshnode.io.transport.stream import FramedStream, Stream
+from meshnode.io.transport.stream import JoinStream, Stream
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
 
@@ -200,6 +202,8 @@ class Node:
             self._ready.set()
             nursery.start_soon(self._remember_peers)
             nursery.start_soon(self._tell_cache)
+            if settings.mdns:
+                nursery.start_soon(self._lan().run, settings.mdns_interfaces)
             nursery.start_soon(self.revoking.watch)
             nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
@@ -284,6 +288,15 @@ class Node:
             return local_addresses(self.mesh_port)
         return (join_address(settings.listen, self.mesh_port),)
 
+    def _lan(self) -> Lan:
+        identity = self._own().mesh_id, self.mediator.node
+        remembered = frozenset(self.data.peers())
+
+        def members() -> frozenset[NodeId]:
+            return remembered | self.mediator.roster.entries.keys()
+
+        return Lan(identity, self.desk is not None, self._addresses, members, self.runtime.post)
+
     def _desk(self) -> JoinDesk | None:
         if self.issuer is None:
             return None
@@ -291,7 +304,9 @@ class Node:
         async def persist(book: InviteBook) -> None:
             await trio.to_thread.run_sync(self.data.store_invites, book)
 
-        return JoinDesk(self._own(), self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+        desk = JoinDesk(self._own(), self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+        desk.comparisons = ComparisonDesk() if self.settings.mdns else None
+        return desk
 
     def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
@@ -309,7 +324,7 @@ class Node:
         async def member(stream: Stream) -> None:
             await ends_by_bug(self._member, stream)
 
-        async def join(stream: FramedStream) -> None:
+        async def join(stream: JoinStream) -> None:
             assert desk is not None
             await ends_by_bug(desk.handle, stream)
 

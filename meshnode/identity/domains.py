@@ -26,6 +26,8 @@ class Domain(StrEnum):
     INVITE_CHECKSUM = "meshnode/v1/invite-checksum"
     ISSUER_PIN = "meshnode/v1/issuer-pin"
     RENEWAL = "meshnode/v1/renewal"
+    COMMITMENT = "meshnode/v1/commitment"
+    COMPARISON = "meshnode/v1/comparison"
 
 
 def bound(domain: Domain, mesh_id: MeshId, data: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """The messages of a JOIN connection, in order: Welcome, Redeem or Renew, then Admitted or NotAdmitted.
 
+Without an invite, after Welcome: Approach, Commitment, Offer, Reveal, Confirm, then Admitted or NotAdmitted.
+
 The joiner sends nothing before Welcome's certificates matched the pins of its invite (io/transport/join).
 
 Invariant: decoding any bytes ends in a message of the expected kind or `PeerError`.
@@ -13,9 +15,13 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.identity.chains import CERTIFICATE_BYTES
+from meshnode.identity.comparison import COMMITMENT_BYTES
 from meshnode.identity.invites import INVITE_ID_BYTES
 from meshnode.identity.keys import SPKI_BYTES
 from meshnode.identity.transcript import MAC_BYTES, NONCE_BYTES
+
+NAME_CHARACTERS = 63
+"""Of a joiner's name; as long as a node's may be (app.config)."""
 
 _Certificate = Annotated[bytes, msgspec.Meta(max_length=CERTIFICATE_BYTES)]
 _Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
@@ -47,6 +53,38 @@ class Renew(msgspec.Struct, frozen=True, tag="renew", array_like=True):
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
+class Approach(msgspec.Struct, frozen=True, tag="approach", array_like=True):
+    """Joiner to issuer, instead of Redeem: may a person there compare a number with us?"""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARACTERS)]
+    """What it calls itself: shown to a person, believed by nobody."""
+
+
+class Commitment(msgspec.Struct, frozen=True, tag="commitment", array_like=True):
+    """Issuer to joiner: `identity.comparison.commit` of its nonce."""
+
+    digest: Annotated[bytes, msgspec.Meta(min_length=COMMITMENT_BYTES, max_length=COMMITMENT_BYTES)]
+
+
+class Offer(msgspec.Struct, frozen=True, tag="offer", array_like=True):
+    """Joiner to issuer: the key that asks for a certificate, and its nonce."""
+
+    public_key: Annotated[bytes, msgspec.Meta(min_length=SPKI_BYTES, max_length=SPKI_BYTES)]
+    nonce: _Nonce
+
+
+class Reveal(msgspec.Struct, frozen=True, tag="reveal", array_like=True):
+    """Issuer to joiner: the nonce that it committed to. Both know the number now."""
+
+    nonce: _Nonce
+
+
+class Confirm(msgspec.Struct, frozen=True, tag="confirm", array_like=True):
+    """Joiner to issuer: its person said yes; the signature proves that it holds the key."""
+
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
 class Admitted(msgspec.Struct, frozen=True, tag="admitted", array_like=True):
     """Issuer to joiner: the node certificate, DER."""
 
@@ -59,7 +97,7 @@ class NotAdmitted(msgspec.Struct, frozen=True, tag="not_admitted", array_like=Tr
     reason: Annotated[str, msgspec.Meta(max_length=32)]
 
 
-JoinMessage = Welcome | Redeem | Renew | Admitted | NotAdmitted
+JoinMessage = Welcome | Redeem | Renew | Approach | Commitment | Offer | Reveal | Confirm | Admitted | NotAdmitted
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[JoinMessage] = msgspec.msgpack.Decoder(JoinMessage)
@@ -79,10 +117,18 @@ def decode_join(data: bytes, expected: type[_M]) -> _M | NotAdmitted:
     return message
 
 
-def decode_request(data: bytes) -> Redeem | Renew:
+def decode_request(data: bytes) -> Redeem | Renew | Approach:
     """One frame for the issuer; `PeerError` unless it asks for something."""
     message = _decode(data)
-    if not isinstance(message, (Redeem, Renew)):
+    if not isinstance(message, (Redeem, Renew, Approach)):
+        raise PeerError("a JOIN message out of order")
+    return message
+
+
+def decode_step(data: bytes, expected: type[_M]) -> _M:
+    """One frame for the issuer in the middle of an exchange; `PeerError` unless it is an `expected`."""
+    message = _decode(data)
+    if not isinstance(message, expected):
         raise PeerError("a JOIN message out of order")
     return message
 

@@ -28,6 +28,12 @@ UNAUTHENTICATED_BYTES: Final = 64 * KIB
 JOIN_TIMEOUT_S: Final = 15.0
 """A whole JOIN exchange: three round trips and one fsync, on a slow disk."""
 
+COMPARISON_S: Final = 120.0
+"""For two people to compare a number, one of whom walks to the other machine."""
+
+COMPARISONS_PER_HOUR: Final = 10
+"""Joins by number that one issuer begins: a machine in between that guesses needs eleven years for an even chance."""
+
 JOIN_FRAME: Final = 8 * KIB
 """JOIN messages carry at most three certificates (700 bytes each in DER) and two nonces."""
 

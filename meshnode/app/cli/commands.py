@@ -53,6 +53,7 @@ Advertise = Annotated[str | None, typer.Option(help="host:port that others dial,
 ApiPort = Annotated[int | None, typer.Option(help="Port of the OpenAI endpoint. Default: 8421; 0: any free one.")]
 ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Default: 127.0.0.1.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
+NoMdns = Annotated[bool, typer.Option("--no-mdns", help="Say and hear nothing by mDNS; admit by invite only.")]
 Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. Default: physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
 Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
@@ -73,6 +74,7 @@ def serve(
     api_host: ApiHost = None,
     api_port: ApiPort = None,
     insecure: Insecure = False,
+    no_mdns: NoMdns = False,
     threads: Threads = None,
     data: Data = None,
 ) -> int:
@@ -93,6 +95,7 @@ def serve(
             "api_host": api_host,
             "api_port": api_port,
             "insecure": insecure or None,
+            "mdns": False if no_mdns else None,
             "threads": threads,
             "data": data,
         },
@@ -112,10 +115,11 @@ def join(
     api_host: ApiHost = None,
     api_port: ApiPort = None,
     insecure: Insecure = False,
+    no_mdns: NoMdns = False,
     threads: Threads = None,
     data: Data = None,
 ) -> int:
-    """Lend this machine to a mesh and use its endpoint here. Later starts need no invite."""
+    """Lend this machine to a mesh and use its endpoint here. Without INVITE: go on, or look around this network."""
     from meshnode.app.cli.nodes import join as run
 
     return run(
@@ -129,6 +133,7 @@ def join(
             "api_host": api_host,
             "api_port": api_port,
             "insecure": insecure or None,
+            "mdns": False if no_mdns else None,
             "threads": threads,
             "data": data,
         },
@@ -147,6 +152,22 @@ def invite(
     from meshnode.app.cli.inquiries import invite as run
 
     return run(uses, expires, role, data, json)
+
+
+@command(application)
+def pending(data: Data = None, json: Json = False) -> int:
+    """Show the machine that asks to join without an invite, and the number to compare."""
+    from meshnode.app.cli.comparing import pending as run
+
+    return run(data, json)
+
+
+@command(application)
+def approve(code: Annotated[list[str], typer.Argument(metavar="CODE")], data: Data = None) -> int:
+    """Let in the machine that shows the number CODE."""
+    from meshnode.app.cli.comparing import approve as run
+
+    return run("".join(code), data)
 
 
 @invites_group.callback()

@@ -29,6 +29,10 @@ def join(invite: str | None, flags: Mapping[str, object]) -> int:
     if invite == "-":
         # Twice what an invite may be long; more is none.
         invite = sys.stdin.readline(512).strip().removeprefix("meshnode join ")
+    if invite is None and sys.stdin.isatty():
+        from meshnode.app.cli.comparing import look_around
+
+        look_around(Settings.load(flags, os.environ))
     return _run(Join(invite) if invite is not None else Resume(), flags)
 
 

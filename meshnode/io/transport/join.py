@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 import trio
 from cryptography import x509
@@ -37,9 +38,20 @@ from meshnode.io.transport.stream import FramedStream, MeteredStream, broken_is_
 from meshnode.io.transport.tls import join_client_context
 from meshnode.io.transport.transport import connect
 from meshnode.wire import limits
-from meshnode.wire.join import Admitted, NotAdmitted, Redeem, Renew, Welcome, decode_join, encode_join
+from meshnode.wire.join import (
+    Admitted,
+    Confirm,
+    JoinMessage,
+    NotAdmitted,
+    Redeem,
+    Renew,
+    Welcome,
+    decode_join,
+    encode_join,
+)
 from meshnode.wire.preface import Kind, Preface, StreamClass, encode_preface
 
+_M = TypeVar("_M", bound=JoinMessage)
 _ASK_AGAIN = "Ask for a new one: `meshnode invite`."
 
 _REFUSALS = {
@@ -49,7 +61,12 @@ _REFUSALS = {
     JoinRefusal.REVOKED: "this invite was revoked",
     JoinRefusal.LOCKED: "this invite is locked after too many wrong attempts",
     JoinRefusal.WRONG_PROOF: "the issuer did not accept this invite's secret",
+    JoinRefusal.CLOSED: "the issuer admits nobody without an invite from here",
+    JoinRefusal.BUSY: "another machine is joining there at this moment",
+    JoinRefusal.TOO_OFTEN: "the issuer saw too many machines join by number in the last hour",
+    JoinRefusal.NOT_APPROVED: "nobody approved the number there in time",
     JoinRefusal.NOT_RENEWABLE: "this node's certificate is not one that the issuer renews",
+    JoinRefusal.BARRED: "this machine's key was revoked from the mesh",
 }
 
 
@@ -66,7 +83,6 @@ class Joined:
 
 async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joined:
     """Become a member: the first of the invite's addresses that proves to be its issuer decides.
-    JoinRefusal.BARRED: "this machine's key was revoked from the mesh",
 
     `InviteError` when the invite is not good any more, `PeerError` when other machines answer at its addresses,
     `LinkLost` when none does.
@@ -78,14 +94,14 @@ async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joine
         if not right_mesh or issuer_pin(key_bytes(issuer)) != invite.issuer_pin:
             raise PeerError("another mesh or another node answers there")
 
-    desk = await _find_issuer(invite.addresses, check, now)
+    desk = await find_issuer(invite.addresses, check, now)
     spki, nonce = spki_of(key.public_key()), secrets.token_bytes(NONCE_BYTES)
     transcript = Transcript(
         mesh_id_of_root(desk.root), invite.invite_id, desk.nonce, nonce, fingerprint(desk.leaf), spki
     )
     mac = transcript.mac(invite_key(invite.secret, invite.invite_id))
     request = Redeem(invite.invite_id, nonce, spki, transcript.sign(key), mac)
-    return Joined(await _ask(desk, request, key, now), desk.node, desk.address)
+    return Joined(await ask(desk, request, key, now), desk.node, desk.address)
 
 
 async def renew(credentials: Credentials, addresses: Sequence[str], now: datetime) -> Credentials:
@@ -99,16 +115,16 @@ async def renew(credentials: Credentials, addresses: Sequence[str], now: datetim
         if root != credentials.root:
             raise PeerError("another mesh answers there")
 
-    desk = await _find_issuer(addresses, check, now)
+    desk = await find_issuer(addresses, check, now)
     key, nonce = credentials.key, secrets.token_bytes(NONCE_BYTES)
     spki = spki_of(key.public_key())
     proof = Transcript(credentials.mesh_id, NO_INVITE, desk.nonce, nonce, fingerprint(desk.leaf), spki, Domain.RENEWAL)
     old = credentials.chain[0].public_bytes(Encoding.DER)
-    return await _ask(desk, Renew(old, nonce, proof.sign(key)), key, now)
+    return await ask(desk, Renew(old, nonce, proof.sign(key)), key, now)
 
 
 @dataclass(frozen=True)
-class _Desk:
+class Desk:
     """A connection whose other end has proven to be an issuer of the right mesh."""
 
     stream: FramedStream
@@ -121,23 +137,26 @@ class _Desk:
     address: str
 
     async def aclose(self) -> None:
+        """Close the connection."""
         await self.stream.aclose()
 
 
 _Check = Callable[[x509.Certificate, x509.Certificate], None]
 
 
-async def _find_issuer(addresses: Sequence[str], check: _Check, now: datetime) -> _Desk:
-    async def attempt(address: str) -> _Desk:
+async def find_issuer(addresses: Sequence[str], check: _Check, now: datetime) -> Desk:
+    """The first that `check` (root, issuer) accepts; `PeerError` or `LinkLost` when there is none."""
+
+    async def attempt(address: str) -> Desk:
         return await _approach(address, check, now)
 
     try:
-        return await first_success(addresses, attempt, _Desk.aclose, limits.DIAL_TIMEOUT_S, limits.ISSUER_CANDIDATES)
+        return await first_success(addresses, attempt, Desk.aclose, limits.DIAL_TIMEOUT_S, limits.ISSUER_CANDIDATES)
     except (LinkLost, PeerError) as problem:
         raise type(problem)(f"the machine that admits cannot be reached ({problem})") from None
 
 
-async def _approach(address: str, check: _Check, now: datetime) -> _Desk:
+async def _approach(address: str, check: _Check, now: datetime) -> Desk:
     """Connect and listen; nothing of ours is sent before everything here was checked."""
     raw = await connect(address)
     metered = MeteredStream(raw, limits.UNAUTHENTICATED_BYTES)
@@ -152,7 +171,7 @@ async def _approach(address: str, check: _Check, now: datetime) -> _Desk:
         raise
 
 
-async def _recognize(stream: FramedStream, address: str, check: _Check, now: datetime) -> _Desk:
+async def _recognize(stream: FramedStream, address: str, check: _Check, now: datetime) -> Desk:
     """`PeerError` unless the TLS leaf is a member's certificate of the issuer that `check` accepts."""
     welcome = decode_join(await stream.receive_frame(), Welcome)
     if isinstance(welcome, NotAdmitted):
@@ -164,21 +183,33 @@ async def _recognize(stream: FramedStream, address: str, check: _Check, now: dat
     who = peer_identity(leaf)
     if who.role is not Role.MEMBER:
         raise PeerError("a client answers there")
-    return _Desk(stream, root, issuer, leaf_der, welcome.nonce, who.node_id, address)
+    return Desk(stream, root, issuer, leaf_der, welcome.nonce, who.node_id, address)
 
 
-async def _ask(desk: _Desk, request: Redeem | Renew, key: Ed25519PrivateKey, now: datetime) -> Credentials:
-    """Send the request and check what comes back."""
-    try:
-        with trio.fail_after(limits.JOIN_TIMEOUT_S):
-            await desk.stream.send_frame(encode_join(request))
-            answer = decode_join(await desk.stream.receive_frame(), Admitted)
-    except trio.TooSlowError:
-        raise LinkLost(f"the issuer did not answer within {limits.JOIN_TIMEOUT_S:g} s") from None
-    finally:
-        await desk.aclose()
+async def receive(desk: Desk, expected: type[_M]) -> _M:
+    """The next message; `InviteError` when it is a refusal."""
+    answer = decode_join(await desk.stream.receive_frame(), expected)
     if isinstance(answer, NotAdmitted):
         raise _refusal(answer.reason)
+    return answer
+
+
+async def ask(
+    desk: Desk,
+    request: Redeem | Renew | Confirm,
+    key: Ed25519PrivateKey,
+    now: datetime,
+    patience_s: float = limits.JOIN_TIMEOUT_S,
+) -> Credentials:
+    """Send the request and check what comes back."""
+    try:
+        with trio.fail_after(patience_s):
+            await desk.stream.send_frame(encode_join(request))
+            answer = await receive(desk, Admitted)
+    except trio.TooSlowError:
+        raise LinkLost(f"the issuer did not answer within {patience_s:g} s") from None
+    finally:
+        await desk.aclose()
     own = parse_certificate(answer.certificate)
     verify_chain([own, desk.issuer], desk.root, now)
     if peer_identity(own).node_id != node_id_of(spki_of(key.public_key())):

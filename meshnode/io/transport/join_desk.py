@@ -1,4 +1,4 @@
-"""The issuer's side of JOIN: invites against node certificates, and renewals.
+"""The issuer's side of JOIN: invites against node certificates, renewals, and joins by number.
 
 Invariant: the used mark is durable before the certificate exists.
 """
@@ -31,8 +31,9 @@ from meshnode.identity.invites import (
 )
 from meshnode.identity.keys import public_key_of
 from meshnode.identity.transcript import NO_INVITE, NONCE_BYTES, Transcript, fingerprint
-from meshnode.io.transport.stream import FramedStream
-from meshnode.wire.join import Admitted, NotAdmitted, Redeem, Renew, Welcome, decode_request, encode_join
+from meshnode.io.transport.comparison_desk import ComparisonDesk
+from meshnode.io.transport.stream import JoinStream
+from meshnode.wire.join import Admitted, Approach, NotAdmitted, Redeem, Renew, Welcome, decode_request, encode_join
 
 
 class JoinDesk:
@@ -54,11 +55,13 @@ class JoinDesk:
         self._persist = persist
         self._now = now
         self._turn = trio.Lock()
+        self.comparisons: ComparisonDesk | None = None
+        """Set where machines of the local network may ask without an invite."""
         self.book = book
-
-    def renew(self, credentials: Credentials, issuer: Authority) -> None:
         self.barred: Callable[[NodeId], bool] = lambda node: False
         """Whether a node was revoked: its key gets no certificate, by invite or renewal."""
+
+    def renew(self, credentials: Credentials, issuer: Authority) -> None:
         """Show and sign with these from now on."""
         self._credentials = credentials
         self._issuer = issuer
@@ -83,7 +86,7 @@ class JoinDesk:
             await self._keep(change(self.book))
             return self.book
 
-    async def handle(self, stream: FramedStream) -> None:
+    async def handle(self, stream: JoinStream) -> None:
         """One JOIN connection; `PeerError` or `LinkLost` when it goes wrong."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         leaf = _der(self._credentials.chain[0])
@@ -94,6 +97,8 @@ class JoinDesk:
                 answer = await self._redeem(asked, nonce, leaf)
             case Renew() as asked:
                 answer = self._renew(asked, nonce, leaf)
+            case Approach() as asked:
+                answer = await self._meet(stream, asked, leaf)
         if isinstance(answer, JoinRefusal):
             await stream.send_frame(encode_join(NotAdmitted(answer.value)))
             raise PeerError(f"a joiner was refused: {answer.value}")
@@ -105,12 +110,12 @@ class JoinDesk:
         key = asked.public_key
         transcript = Transcript(mesh_id, asked.invite_id, nonce, asked.nonce, fingerprint(leaf), key)
         transcript.check_signature(asked.signature)
+        if self.barred(node_id_of(key)):
+            return JoinRefusal.BARRED
         async with self._turn:
             now = self._now()
             book, answer = self.book.redeem(transcript, asked.mac, now)
             await self._keep(book)
-        if self.barred(node_id_of(key)):
-            return JoinRefusal.BARRED
             if isinstance(answer, JoinRefusal):
                 return answer
             known = next(a.certificate for a in answer.admitted if a.public_key == key)
@@ -120,12 +125,23 @@ class JoinDesk:
             await self._keep(self.book.certified(answer.invite_id, key, certificate, now))
             return certificate
 
+    async def _meet(self, stream: JoinStream, asked: Approach, leaf: bytes) -> bytes | JoinRefusal:
+        if self.comparisons is None:
+            return JoinRefusal.CLOSED
+        mesh = mesh_id_of_root(self._credentials.root)
+        return await self.comparisons.meet(stream, asked, mesh, leaf, self._certify)
+
+    def _certify(self, key: bytes) -> bytes:
+        return _der(make_node(self._issuer, public_key_of(key), Role.MEMBER, self._now()))
+
     def _renew(self, asked: Renew, nonce: bytes, leaf: bytes) -> bytes | JoinRefusal:
         old = parse_certificate(asked.certificate)
         key, now = key_bytes(old), self._now()
         mesh_id = mesh_id_of_root(self._credentials.root)
         proof = Transcript(mesh_id, NO_INVITE, nonce, asked.nonce, fingerprint(leaf), key, Domain.RENEWAL)
         proof.check_signature(asked.signature)
+        if self.barred(node_id_of(key)):
+            return JoinRefusal.BARRED
         try:
             role = check_renewable(old, self._issuer.certificate, now)
         except PeerError:
@@ -139,8 +155,6 @@ class JoinDesk:
         with trio.CancelScope(shield=True):
             await self._persist(book)
         self.book = book
-        if self.barred(node_id_of(key)):
-            return JoinRefusal.BARRED
 
 
 def _der(certificate: x509.Certificate) -> bytes:

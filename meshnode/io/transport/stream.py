@@ -160,6 +160,21 @@ class Stream(FramedStream):
         self.stream_class = stream_class
 
 
+class JoinStream(FramedStream):
+    """A JOIN connection as the issuer sees it: nobody is known at the other end."""
+
+    def __init__(self, framed: FramedStream, address: str, scope: trio.CancelScope) -> None:
+        """Take over `framed`; `scope` ends the exchange."""
+        super().__init__(framed._tls, framed.frame_limit)
+        self.address = address
+        """The host that the connection comes from."""
+        self._scope = scope
+
+    def prolong(self, seconds: float) -> None:
+        """A person has to act: the exchange may take this much longer."""
+        self._scope.deadline += seconds
+
+
 @contextmanager
 def broken_is_lost() -> Iterator[None]:
     """Translate what trio and OpenSSL raise: a refused certificate is the peer's doing, the rest is loss."""

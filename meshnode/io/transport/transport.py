@@ -28,7 +28,7 @@ from meshnode.identity.ids import NodeId, short
 from meshnode.io.transport.addresses import is_lan_host, split_address
 from meshnode.io.transport.gate import Gate
 from meshnode.io.transport.race import first_success
-from meshnode.io.transport.stream import FramedStream, MeteredStream, Stream, broken_is_lost
+from meshnode.io.transport.stream import FramedStream, JoinStream, MeteredStream, Stream, broken_is_lost
 from meshnode.io.transport.tls import join_server_context, member_context
 from meshnode.wire import limits
 from meshnode.wire.preface import (
@@ -55,7 +55,7 @@ class Handlers:
     """
 
     member: Callable[[Stream], Awaitable[None]]
-    join: Callable[[FramedStream], Awaitable[None]] | None = None
+    join: Callable[[JoinStream], Awaitable[None]] | None = None
     stage: Callable[[bytes, socket.socket], Awaitable[None]] | None = None
     admit: Callable[[NodeId], None] = lambda node: None
     """Raises PeerError when the node behind a good certificate gets no stream; the text travels to it."""
@@ -226,7 +226,7 @@ class Transport:
                     stream = await self._accept_member(raw, preface, held, handlers.admit)
                 case Kind.JOIN if handlers.join is not None:
                     scope.deadline += limits.JOIN_TIMEOUT_S - limits.PREFACE_TIMEOUT_S
-                    await self._accept_join(raw, handlers.join)
+                    await self._accept_join(raw, handlers.join, scope)
                 case Kind.STAGE if handlers.stage is not None:
                     self._counts["stages"] += 1
                     await handlers.stage(preface.token, _detach(raw))
@@ -254,11 +254,14 @@ class Transport:
         await framed.send_frame(encode_hello(ours))
         return Stream(framed, peer, preface.stream_class)
 
-    async def _accept_join(self, raw: trio.SocketStream, handler: Callable[[FramedStream], Awaitable[None]]) -> None:
+    async def _accept_join(
+        self, raw: trio.SocketStream, handler: Callable[[JoinStream], Awaitable[None]], scope: trio.CancelScope
+    ) -> None:
+        address = str(raw.socket.getpeername()[0])
         framed = await _serve_tls(raw, self._join, limits.JOIN_FRAME)
         self._counts["joins"] += 1
         try:
-            await handler(framed)
+            await handler(JoinStream(framed, address, scope))
         finally:
             await framed.aclose()
 
