@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshnode.core.membership.digest import Digest
+from meshnode.identity import comparison
 from meshnode.identity.domains import Domain, sign, verify
 from meshnode.identity.ids import MeshId, node_id_of
 from meshnode.identity.invites import Invite, format_invite, invite_key, issuer_pin, mesh_pin, parse_invite
-from meshnode.identity.transcript import Transcript
+from meshnode.identity.transcript import NO_INVITE, Transcript
 from meshnode.wire.messages import Announce
 from tools.contract.jsonform import from_json
 from tools.export_schema import PROTO
@@ -100,6 +101,24 @@ def test_the_key_of_an_invite_is_derived_by_hkdf(given: dict[str, Any], result: 
     assert invite_key(given["secret"], given["invite_id"]) == result["key"]
 
 
+@of("comparison")
+def test_two_people_compare_a_number_that_neither_end_could_choose(
+    given: dict[str, Any], result: dict[str, Any]
+) -> None:
+    public, leaf = spki(given["seed"]), given["leaf_fingerprint"]
+    mesh = b"\0" + id_bytes(given["mesh_id"])
+    committed = hashlib.sha256(b"meshnode/v1/commitment" + mesh + leaf + given["issuer_nonce"]).digest()
+    assert committed == result["commitment"]
+    parts = leaf + public + given["issuer_nonce"] + given["joiner_nonce"]
+    number = int.from_bytes(hashlib.sha256(b"meshnode/v1/comparison" + mesh + parts).digest(), "big") % 10**6
+    assert str(number).zfill(6) == result["number"]
+    assert comparison.commit(MeshId(given["mesh_id"]), leaf, given["issuer_nonce"]) == committed
+    nonces = given["issuer_nonce"], given["joiner_nonce"]
+    ours = Transcript(MeshId(given["mesh_id"]), NO_INVITE, *nonces, leaf, public)
+    comparison.check_reveal(ours, committed)
+    assert comparison.number(ours) == result["number"]
+
+
 @of("digest")
 def test_what_a_node_holds_is_compared_by_hashes_of_its_ids(given: dict[str, Any], result: dict[str, Any]) -> None:
     """Ids are hashes of what was signed; each of 16 parts is hashed over its sorted ids, the root over the parts."""
@@ -116,4 +135,9 @@ def test_what_a_node_holds_is_compared_by_hashes_of_its_ids(given: dict[str, Any
 
 def test_every_domain_has_a_proof() -> None:
     named = {proof["given"].get("domain") for proof in PROOFS} - {None}
-    assert named | {Domain.INVITE_KEY, Domain.INVITE_CHECKSUM, Domain.ISSUER_PIN} == set(Domain)
+    told_by_what = {
+        "invite": {Domain.INVITE_KEY, Domain.INVITE_CHECKSUM, Domain.ISSUER_PIN},
+        "comparison": {Domain.COMMITMENT, Domain.COMPARISON},
+    }
+    assert {proof["what"] for proof in PROOFS} >= set(told_by_what)
+    assert named.union(*told_by_what.values()) == set(Domain)
