@@ -39,6 +39,8 @@ invites_group = typer.Typer(help="List invites, or revoke one.", invoke_without_
 bench_group = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(invites_group, name="invites")
 application.add_typer(bench_group, name="bench")
+root_group = typer.Typer(help="The key that made the mesh.", no_args_is_help=True, rich_markup_mode=None)
+application.add_typer(root_group, name="root")
 
 Data = Annotated[Path | None, typer.Option(help="Data directory; one per node. Default: the platform's place.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
@@ -259,6 +261,18 @@ def verify(
     from meshnode.app.cli.measuring import verify as run
 
     return run(model, stages, cuts, json)
+
+
+@command(root_group, "export")
+def root_export(
+    file: Annotated[Path, typer.Argument(help="Where to write it; keep it off this machine.", metavar="FILE")],
+    remove: Annotated[bool, typer.Option("--remove", help="Delete it here once the file is good.")] = False,
+    data: Data = None,
+) -> int:
+    """Write the mesh's root key to FILE, encrypted with a passphrase that is asked twice."""
+    from meshnode.app.cli.roots import export as run
+
+    return run(file, remove, data)
 
 
 @command(bench_group, "split")
