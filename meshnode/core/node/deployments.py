@@ -89,14 +89,14 @@ class Deployment:
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
         return Inventory(tuple(self._judged(node, now) for node in nodes))
 
-    def planned(self, serial: int, outcome: Plan | Shortfall, draw: Callable[[int], bytes]) -> Run | None:
+    def planned(self, serial: int, outcome: Plan | Shortfall, draw: Callable[[int], bytes], now: float) -> Run | None:
         """Take a plan; a run to start, or None."""
         if self.phase is not Phase.PLANNING or serial != self.serial:
             return None
         if isinstance(outcome, Shortfall):
             self.phase, self.note = Phase.WAITING, outcome.text()
-            soonest = min((x.until for x in self.excluded.values()), default=None)
-            self.plan_at = soonest
+            # Exclusions that ended are remembered for their count, and are no reason to plan again.
+            self.plan_at = min((x.until for x in self.excluded.values() if x.until > now), default=None)
             return None
         self.phase, self.plan, self.note = Phase.RUNNING, outcome, ""
         self.term += 1

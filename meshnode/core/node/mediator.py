@@ -147,8 +147,13 @@ class Mediator:
             self._do(do.Send(peer, message))
         for deployment in self.deployments.values():
             deployment.changed(now)
-        # An Abort may have been lost with the old link: a coordinator that no longer knows the run says it again. The
-        # first Persist may have failed (a full disk): a grant is never repeated that is not durable.
+        self._repeat_grants(peer)
+
+    def _repeat_grants(self, peer: NodeId) -> None:
+        """An Abort may have been lost with a link: a coordinator that no longer knows a run says it again.
+
+        The first Persist may have failed (a full disk): a grant is never repeated that is not durable.
+        """
         held = self.ledger.of_coordinator(peer)
         if held:
             self._do(do.Persist(self.ledger.encode()))
@@ -220,6 +225,8 @@ class Mediator:
                     self._do(do.Persist(self.ledger.encode()))
                 self._trace(f"claim of {message.fence} for {message.model}: {type(answer).__name__.lower()}")
                 self._send(peer, answer)
+                if isinstance(answer, Refuse):
+                    self._repeat_grants(peer)  # it may be a run of its own, forgotten there, that is in the way
                 self._announce_soon(now)
             case Prepare():
                 self.ledger.prepare(peer, message)
@@ -276,7 +283,7 @@ class Mediator:
         if isinstance(event, on.PlanFailed):
             deployment.plan_failed(event.serial, event.message, now)
             return
-        run = deployment.planned(event.serial, event.outcome, self.draw)
+        run = deployment.planned(event.serial, event.outcome, self.draw, now)
         if run is None:
             self._trace(f"no plan for {deployment.demand.model} yet")
             return
