@@ -13,6 +13,7 @@ framed        nobody is barred but by the issuer
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -41,6 +42,9 @@ INSTANT = 2000
 """Events of one node at one instant; a link that carries a whole roster brings 1024."""
 
 
+PLANS = 12
+PLANS_S = 1.0
+"""Changes settle for 0.2 s and a failed run waits a second: two deployments make five plans a second at most each."""
 SAYS_NOTHING = (Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed)
 """Messages that can change no roster; what else happened along with them is looked at with the next event."""
 
@@ -57,6 +61,7 @@ class Violation(Exception):
 class Life:
     """What the checkers remember of one node while it lives."""
 
+    planned: deque[float] = field(default_factory=lambda: deque(maxlen=PLANS))
     numbers: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     entries: dict[NodeId, object] = field(default_factory=dict)
     instant: float = -1.0
@@ -149,6 +154,10 @@ class Checks:
 
     def _planned(self, machine: Machine, inventory: Inventory) -> None:
         assert machine.mediator is not None
+        planned = self.lives[machine.node].planned
+        planned.append(self.world.now)
+        if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:
+            self.fail("restless", f"{machine.name} made {PLANS} plans within {PLANS_S:g} s")
         for node in inventory.nodes:
             if machine.mediator.membership.barred(node.node) and not node.excluded:
                 self.fail("revoked", f"{machine.name} plans with {node.name}")

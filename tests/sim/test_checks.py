@@ -7,9 +7,10 @@ import pytest
 from meshnode.core.membership.roster import Roster
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.planning.inventory import Inventory
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import Announce, Grant, Pong
-from sim.checks import INSTANT, Violation
+from sim.checks import INSTANT, PLANS, Violation
 from sim.machine import Machine
 from sim.profiles import CALM
 from sim.trial import populate
@@ -117,3 +118,31 @@ def test_a_run_that_only_its_participant_remembers_is_an_orphan() -> None:
     machines[0].crash(power=True)
 
     assert world.checks.orphans() != []
+
+
+def test_a_node_that_plans_without_pause_is_found() -> None:
+    world, (one, *_) = settled()
+    assert one.mediator is not None
+    world.serve(one)
+    world.agenda.run(12.0)
+    deployment = next(iter(one.mediator.deployments.values()))
+    plan = do.MakePlan("d", 1, deployment.demand, deployment.footprint, Inventory(()))
+    for _ in range(PLANS - 1):
+        world.checks.obeys(one, plan)
+
+    with pytest.raises(Violation, match="restless"):
+        world.checks.obeys(one, plan)
+
+
+def test_a_link_to_a_revoked_peer_is_found() -> None:
+    world, (one, two, _) = settled()
+    world.mint.revoke([two.node])
+    assert world.mint.last_list is not None
+    end = one.links[two.node]
+    one.hand(on.Revoked(world.mint.last_list))
+    world.agenda.run(11.0)
+    assert two.node not in one.links
+    one.links[two.node] = end
+
+    with pytest.raises(Violation, match="revoked: n0 keeps a link"):
+        one.hand(on.TimePassed())
