@@ -119,6 +119,7 @@ class Membership:
 
     def keep_links_to(self, partners: frozenset[NodeId]) -> None:
         """Nodes of the runs that this node takes part in."""
+        partners = frozenset(node for node in partners if not self.barred(node))
         if partners != self.standing.partners:
             self.standing.partners = partners
             self._choose = True
