@@ -74,9 +74,12 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
             except trio.RunFinishedError:
                 pass
 
-    zeroconf = await trio.to_thread.run_sync(
-        partial(Zeroconf, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
-    )
+    try:
+        zeroconf = await trio.to_thread.run_sync(
+            partial(Zeroconf, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
+        )
+    except RuntimeError as problem:  # zeroconf's word for a machine without any interface
+        raise OSError("no network interface") from problem
     try:
         try:
             await trio.to_thread.run_sync(partial(_begin, zeroconf, own, heard))
