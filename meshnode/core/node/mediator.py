@@ -45,6 +45,8 @@ from meshnode.wire.messages import (
     Unknown,
 )
 
+REPEAT_S = 20.0
+"""A participant says so often what it granted: an Abort, or the Grant itself, may have been lost with a link."""
 UNSENT = 64
 """Messages that wait for a link to a partner above 16 nodes: an order and its answers for every stage it may hold."""
 
@@ -83,6 +85,7 @@ class Mediator:
         self.cached: dict[str, tuple[tuple[int, int], ...]] = {}
         self.counters = {"refused_messages": 0, "stale_orders": 0}
         self.stopping = False
+        self._repeat_at: float | None = None
         self._unsent: dict[NodeId, deque[AnyMessage]] = {}
         self._effects: list[do.Effect] = []
         self._local: deque[AnyMessage] = deque()
@@ -98,7 +101,7 @@ class Mediator:
         """When to hand in TimePassed at the latest; None when nothing is due ever again."""
         if self.stopping:
             return None
-        times: list[float | None] = [self.membership.deadline(), self.membership.voice.due_at]
+        times: list[float | None] = [self.membership.deadline(), self.membership.voice.due_at, self._repeat_at]
         for deployment in self.deployments.values():
             times += [deployment.plan_at, deployment.run.deadline if deployment.run else None]
         return min((at for at in times if at is not None), default=None)
@@ -331,6 +334,12 @@ class Mediator:
             return
         if self.membership.voice.due_at <= now:
             self.membership.speak(self._body(), now)
+        if self._repeat_at is not None and self._repeat_at <= now:
+            for peer in sorted({held.claim.coordinator for held in self.ledger.held.values()} - {self.node}):
+                self._repeat_grants(peer)
+            self._repeat_at = None
+        if self._repeat_at is None and self.ledger.held:
+            self._repeat_at = now + REPEAT_S
         self.membership.keep_links_to(self._partners())
         self.membership.settle(now)
         self._follow(now)

@@ -6,6 +6,7 @@ import pytest
 
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.deployments import Exclusion
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import (
     Abort,
@@ -345,6 +346,27 @@ def test_a_model_is_served_across_nodes_that_had_no_link_in_a_large_mesh() -> No
     assert all(world.nodes["n00"].links.up(node) for node in used - {name_to_id("n00")})
     world.run(400)
     assert fence_of(world, "n00").term == 1, "redrawing links ends no run"
+
+
+def test_a_run_that_its_coordinator_forgot_is_released_without_a_new_link(mesh: World) -> None:
+    mesh.serve("a")
+    mesh.run(2)
+    mesh.nodes["a"].deployments.clear()
+    assert mesh.nodes["b"].ledger.held
+    mesh.run(25)
+    assert not any(mesh.nodes[name].ledger.held for name in ("b", "c"))
+
+
+def test_an_exclusion_that_ended_does_not_make_plans_without_end(mesh: World) -> None:
+    mesh.serve("a", footprint(90))
+    mesh.run(2)
+    deployment = mesh.nodes["a"].deployments["d1"]
+    deployment.excluded[name_to_id("b")] = Exclusion(mesh.now + 1, "failed")
+    mesh.hand("c", on.CacheChanged({}))
+    mesh.run(5)
+    before = len(mesh.effects("a", do.MakePlan))
+    mesh.run(30)
+    assert len(mesh.effects("a", do.MakePlan)) - before <= 3
 
 
 def _stages(world: World, name: str) -> list[ClaimedStage]:
