@@ -56,9 +56,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    measured = []
-    for measure in report.rows(large=not options.small, long=options.long):
-        measured.append(measure())
+    measured: list[report.Row] = []
+    for measure in report.measurements(large=not options.small, long=options.long):
+        measured += measure()
         print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print(report.table(measured))
