@@ -25,7 +25,6 @@ from meshnode.app.admin import (
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.demand import Demand, DeploymentId
-from meshnode.core.planning.inventory import Inventory
 from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.planner import make_plan
 from meshnode.errors import ConfigError
@@ -124,7 +123,7 @@ class AdminRoutes:
             lanes=asked.lanes,
             kv_type=asked.kv_type,
         )
-        inventory = Inventory(self._mediator.inventory(""))
+        inventory = self._mediator.inventory("")
         outcome = await trio.to_thread.run_sync(partial(make_plan, demand, asked.footprint, inventory))
         return PlanAnswer(plan=outcome) if isinstance(outcome, Plan) else PlanAnswer(shortfall=outcome)
 

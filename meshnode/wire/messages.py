@@ -121,6 +121,15 @@ class Leave(Message, frozen=True):
     """The sender goes away on purpose; what it did for others ends now."""
 
 
+class Drain(Message, frozen=True):
+    """Take no more work and let go of what can go elsewhere; or, with `draining` false, take work again.
+
+    Between members: who may claim a node's memory may also ask it to keep it.
+    """
+
+    draining: bool = True
+
+
 class Ping(Message, frozen=True):
     """Answered by a Pong with the same number."""
 
@@ -281,6 +290,7 @@ AnyMessage = (
     Introduce
     | Announce
     | Leave
+    | Drain
     | Ping
     | Pong
     | WhoIs

@@ -12,7 +12,7 @@ import msgspec
 
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
-from meshnode.identity.ids import MeshId, NodeId
+from meshnode.identity.ids import MeshId, NodeId, is_id
 from meshnode.identity.revocation import RevocationList
 from meshnode.wire.fence import RunId, Term
 from meshnode.wire.limits import ADDRESSES
@@ -26,6 +26,15 @@ NAME_CHARACTERS = 63
 
 NUMBER = 2**53
 """Incarnations and sequences stay below: every language's number holds them, and the highest cannot be used up."""
+
+WAYS = 16
+"""Peers whose distance one announcement tells (NETWORK): 16 x 64 bytes; a pipeline has fewer neighbours."""
+
+SPEEDS = 4
+"""Kinds of weights whose speed it tells."""
+
+KIND_CHARACTERS = 16
+"""Of a kind's name: the longest of llama.cpp has eight."""
 
 PROTOCOL = 1
 """Of the control messages; grows when an old node could not do without the change."""
@@ -48,6 +57,24 @@ class Reserved(msgspec.Struct, frozen=True):
 
     deployment: str
     bytes: int
+
+
+class Speed(msgspec.Struct, frozen=True, array_like=True):
+    """How fast the author computes with one kind of weights; 0: not measured."""
+
+    decode_bytes_per_s: int = 0
+    """Weights read per second while one row is computed."""
+    prefill_bytes_per_s: int = 0
+    """The same, times the rows of a full chunk that are computed at once."""
+    layer_us: int = 0
+    """What every layer of a decode takes beside reading its weights: steps of the graph, threads meeting."""
+
+
+class Way(msgspec.Struct, frozen=True, array_like=True):
+    """From a peer to the author, as the author measured it; 0: not measured."""
+
+    rtt_us: int = 0
+    bytes_per_s: int = 0
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -74,6 +101,14 @@ class Body(msgspec.Struct, frozen=True):
     """The last word of a node that goes away on purpose."""
     alarm: bool = False
     """The author met another node with its key and number, and takes part in no plan."""
+    cores: int = 0
+    """Cores that one stage may compute with; 0: not told."""
+    speeds: dict[str, Speed] = {}
+    """By kind of weights, as llama.cpp calls it in lower case: q8_0, q4_k, ..."""
+    ways: dict[NodeId, Way] = {}
+    """From the peers nearest to it."""
+    draining: bool = False
+    """The author takes no more work, and what it has shall go elsewhere."""
 
     @property
     def number(self) -> tuple[int, int]:
@@ -174,9 +209,26 @@ def _is_possible(body: Body) -> bool:
     layers = (layer for ranges in body.cached.values() for slice_ in ranges for layer in slice_)
     sizes = (*body.number, body.memory_usable, *(reserved.bytes for reserved in body.reserved), *layers)
     return (
-        len(body.addresses) <= ADDRESSES
+        _is_measured(body)
+        and len(body.addresses) <= ADDRESSES
         and len(body.name) <= NAME_CHARACTERS
         and min(sizes) >= 0
         and max(body.number) < NUMBER
         and all(text.isprintable() for text in texts)
+    )
+
+
+def _is_measured(body: Body) -> bool:
+    values = [body.cores]
+    for speed in body.speeds.values():
+        values += (speed.decode_bytes_per_s, speed.prefill_bytes_per_s, speed.layer_us)
+    for way in body.ways.values():
+        values += (way.rtt_us, way.bytes_per_s)
+    return (
+        len(body.speeds) <= SPEEDS
+        and len(body.ways) <= WAYS
+        and all(is_id(node) for node in body.ways)
+        and all(len(kind) <= KIND_CHARACTERS and kind.isprintable() for kind in body.speeds)
+        and min(values) >= 0
+        and max(values) < NUMBER
     )

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from meshnode.core.coordination.run import State
-from meshnode.core.membership.announcement import Reserved, Served
+from meshnode.core.membership.announcement import BODY_BYTES, SPEEDS, WAYS, Body, Reserved, Served, Speed, Way
 from meshnode.core.node.deployments import Deployment
+from meshnode.identity.ids import NodeId
 from meshnode.wire.manifest import layer_name
 
 SERVED = 8
@@ -20,6 +23,13 @@ CACHED = 4
 """Models of which cached slices are told."""
 RANGES = 8
 """Slices told of one model."""
+
+SIGNIFICANT = 2
+"""Decimal digits of a measured number that are told: it moves by more than a per cent between two measurements, and a
+plan must not follow that."""
+
+ROOM = 64
+"""For what is written into a body after it was made to fit: its number and the fingerprint of a certificate."""
 
 LAYERS = 512
 """Layers believed of one range: as many as llama.cpp allows; a peer's number must not cost more."""
@@ -68,3 +78,30 @@ def artifacts(slices: Mapping[str, Ranges]) -> dict[str, tuple[str, ...]]:
         layers = (layer for first, last in ranges[:RANGES] for layer in range(first, min(last, LAYERS)))
         found[digest] = tuple(layer_name(layer) for layer in layers)
     return found
+
+
+def speeds(measured: Mapping[str, Speed]) -> dict[str, Speed]:
+    """Speeds by kind of weights, in figures that stay."""
+    return {
+        kind: Speed(rounded(speed.decode_bytes_per_s), rounded(speed.prefill_bytes_per_s), rounded(speed.layer_us))
+        for kind, speed in sorted(measured.items())[:SPEEDS]
+    }
+
+
+def ways(measured: Mapping[NodeId, Way]) -> dict[NodeId, Way]:
+    """The ways from the nearest peers, in figures that stay."""
+    ranked = sorted(measured.items(), key=lambda item: (item[1].rtt_us, item[0]))[:WAYS]
+    return {node: Way(rounded(way.rtt_us), rounded(way.bytes_per_s)) for node, way in ranked}
+
+
+def rounded(value: int) -> int:
+    """`value` with its first SIGNIFICANT digits."""
+    grain: int = 10 ** max(0, len(str(value)) - SIGNIFICANT)
+    return (value + grain // 2) // grain * grain
+
+
+def fitting(body: Body) -> Body:
+    """`body` within an announcement's limit: the ways are left out first, the farthest before the nearer."""
+    while body.ways and len(msgspec.msgpack.encode(body)) > BODY_BYTES - ROOM:
+        body = msgspec.structs.replace(body, ways=dict(list(body.ways.items())[: len(body.ways) // 2]))
+    return body

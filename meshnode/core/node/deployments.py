@@ -84,10 +84,10 @@ class Deployment:
         self.phase, self.plan_at, self.serial = Phase.PLANNING, None, self.serial + 1
         return True
 
-    def view(self, nodes: tuple[NodeInventory, ...], now: float) -> Inventory:
+    def view(self, inventory: Inventory, now: float) -> Inventory:
         """The inventory as this deployment may use it."""
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
-        return Inventory(tuple(self._judged(node, now) for node in nodes))
+        return Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
 
     def planned(self, serial: int, outcome: Plan | Shortfall, draw: Callable[[int], bytes], now: float) -> Run | None:
         """Take a plan; a run to start, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meshnode.core.membership.announcement import Speed, Way
 from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.plan import Plan
@@ -116,6 +117,22 @@ class CacheChanged:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """All that is known of this node's speed and of the ways to it."""
+
+    speeds: dict[str, Speed]
+    ways: dict[NodeId, Way]
+
+
+@dataclass(frozen=True)
+class DrainWanted:
+    """Somebody at this node wants `node` (this one or another) to take no more work, or to take it again."""
+
+    node: NodeId
+    draining: bool = True
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The user wants this node to leave."""
 
@@ -139,6 +156,8 @@ Event = (
     | HeadOpened
     | HeadFailed
     | CacheChanged
+    | Measured
+    | DrainWanted
     | Stopping
     | TimePassed
 )

@@ -16,15 +16,16 @@ from meshnode.core.coordination.run import CloseHead as HeadEnds
 from meshnode.core.coordination.run import Ended, Order, RunOrder, State
 from meshnode.core.coordination.run import OpenHead as HeadBegins
 from meshnode.core.membership import orders as member
-from meshnode.core.membership.announcement import Authority, Body
+from meshnode.core.membership.announcement import Authority, Body, Speed, Way
 from meshnode.core.membership.gossip import SMALL
 from meshnode.core.membership.membership import Membership
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import announcing
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.deployments import Deployment, without_this
-from meshnode.core.planning.inventory import NodeInventory
+from meshnode.core.node.deployments import Deployment
+from meshnode.core.node.offers import inventory_of
+from meshnode.core.planning.inventory import Inventory
 from meshnode.errors import PeerError, StaleFence
 from meshnode.identity.ids import NodeId, short
 from meshnode.wire.fence import Fence
@@ -35,6 +36,7 @@ from meshnode.wire.messages import (
     Commit,
     Connect,
     Connected,
+    Drain,
     Failed,
     Grant,
     Leave,
@@ -84,6 +86,9 @@ class Mediator:
         self.deployments: dict[str, Deployment] = {}
         self.cached: dict[str, tuple[tuple[int, int], ...]] = {}
         self.counters = {"refused_messages": 0, "stale_orders": 0}
+        self.speeds: dict[str, Speed] = {}
+        self.ways: dict[NodeId, Way] = {}
+        self.draining = False
         self.stopping = False
         self._repeat_at: float | None = None
         self._unsent: dict[NodeId, deque[AnyMessage]] = {}
@@ -136,13 +141,24 @@ class Mediator:
                 self._stage_reported(event.report, now)
             case on.HeadOpened() | on.HeadFailed():
                 self._head_reported(event, now)
-            case on.CacheChanged():
-                self.cached = event.cached
-                self._announce_soon(now)
+            case on.CacheChanged() | on.Measured():
+                self._found_out(event, now)
+            case on.DrainWanted():
+                self._send(event.node, Drain(event.draining))
             case on.Stopping():
                 self._stop(now)
             case on.TimePassed():
                 pass
+
+    def _found_out(self, event: on.CacheChanged | on.Measured, now: float) -> None:
+        """Something about this node itself, which its announcement tells."""
+        if isinstance(event, on.CacheChanged):
+            self.cached = event.cached
+            self._announce_soon(now)
+            return
+        if self.speeds.keys() != event.speeds.keys():
+            self._announce_soon(now)  # the machine is new to the planner; later figures ride on the refresh
+        self.speeds, self.ways = event.speeds, event.ways
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
         self.membership.link_opened(peer, now)
@@ -190,6 +206,9 @@ class Mediator:
                 self._ordered(peer, message, now)
             case Grant() | Refuse() | Progress() | Ready() | Connected() | Failed():
                 self._answered(peer, message, now)
+            case Drain():
+                self._require_member(peer)
+                self._drain(message.draining, now)
             case Unknown():
                 pass
             case _:
@@ -250,6 +269,13 @@ class Mediator:
         if self.ledger.release(fence) is not None:
             self._do(do.StopStages(fence))
             self._announce_soon(now)
+
+    def _drain(self, draining: bool, now: float) -> None:
+        if draining != self.draining:
+            self.draining = draining
+            self._announce_soon(now)
+            for deployment in self.deployments.values():
+                deployment.changed(now)
 
     def _stage_reported(self, report: Progress | Ready | Connected | Failed, now: float) -> None:
         run = self.ledger.held.get(report.fence)
@@ -356,32 +382,9 @@ class Mediator:
         inventory = deployment.view(self.inventory(demand.deployment), now)
         self._do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
 
-    def inventory(self, deployment: str) -> tuple[NodeInventory, ...]:
-        """Every member as the planner may use it for `deployment`."""
-        held = without_this(self.ledger.reserved, deployment)
-        own = NodeInventory(
-            self.node,
-            self.me.name,
-            self.me.memory_usable - held,
-            cores=self.me.cores,
-            cached=announcing.artifacts(self.cached),
-        )
-        nodes = [own]
-        for node, entry in self.roster.entries.items():
-            body, excluded = entry.body, ""
-            if self.roster.authors[node].role != "member":
-                excluded = "client"
-            elif entry.left:
-                excluded = "draining"
-            elif not self.reachable(node) or node in self.roster.conflicts:
-                excluded = "unreachable"
-            elif body.llama != self.me.llama:
-                excluded = "incompatible"
-            taken = without_this({held.deployment: held.bytes for held in body.reserved}, deployment)
-            usable = max(0, body.memory_usable - taken)
-            cached = announcing.artifacts(body.cached)
-            nodes.append(NodeInventory(node, body.name, usable, cached=cached, excluded=excluded))
-        return tuple(nodes)
+    def inventory(self, deployment: str, kind: str = "") -> Inventory:
+        """Every member as the planner may use it for `deployment`, whose weights are of `kind`."""
+        return inventory_of(self, deployment, kind)
 
     def _announce_soon(self, now: float) -> None:
         self.membership.voice.soon(now)
@@ -394,7 +397,7 @@ class Mediator:
         return frozenset(found | set(self._unsent))
 
     def _body(self) -> Body:
-        return Body(
+        body = Body(
             mesh=self.authority.mesh,
             node=self.node,
             incarnation=self.me.incarnation,
@@ -408,7 +411,12 @@ class Mediator:
             served=announcing.served(self.deployments.values()),
             cached=announcing.cached(self.cached),
             left=self.stopping,
+            cores=self.me.cores,
+            speeds=announcing.speeds(self.speeds),
+            ways=announcing.ways(self.ways),
+            draining=self.draining,
         )
+        return announcing.fitting(body)
 
     def _stop(self, now: float) -> None:
         for key in list(self.deployments):

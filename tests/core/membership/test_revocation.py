@@ -104,7 +104,7 @@ def test_a_revoked_node_is_cut_off_by_everybody_within_five_seconds(mesh: World)
         if mediator.node != victim:
             assert not mediator.links.up(victim)
             assert victim not in mediator.roster.entries
-            assert victim not in {node.node for node in mediator.inventory("")}
+            assert victim not in {node.node for node in mediator.inventory("").nodes}
     run = next(iter(mesh.nodes["a"].deployments.values())).run
     assert run is not None, "the others serve without it"
     assert victim not in {stage.node for stage in run.claim.stages}

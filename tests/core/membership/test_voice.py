@@ -119,4 +119,4 @@ def test_a_copied_key_keeps_both_out_of_plans_and_is_shown() -> None:
     world.hand("a", on.Received(name_to_id("b"), other))
     world.run(1)
     assert [peer.state for peer in world.status("a").peers if peer.node == target] == ["conflict"]
-    assert [node.excluded for node in world.nodes["a"].inventory("") if node.node == target] == ["unreachable"]
+    assert [node.excluded for node in world.nodes["a"].inventory("").nodes if node.node == target] == ["unreachable"]

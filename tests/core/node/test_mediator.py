@@ -317,7 +317,7 @@ def test_cached_slices_are_told_and_count_for_the_planner(mesh: World) -> None:
     digest = footprint().manifest_digest
     mesh.hand("b", on.CacheChanged({digest: ((2, 5), (7, 8))}))
     mesh.run(1)
-    seen = next(node for node in mesh.nodes["a"].inventory("") if node.name == "b")
+    seen = next(node for node in mesh.nodes["a"].inventory("").nodes if node.name == "b")
     assert seen.cached == {digest: ("layer.2", "layer.3", "layer.4", "layer.7")}
 
 
