@@ -46,6 +46,12 @@ class Demand(msgspec.Struct, frozen=True, omit_defaults=True):
     pins: tuple[NodeId, ...] = ()
     """Only these nodes may take layers, by exact id; empty: any."""
     removed: bool = False
+    excludes: tuple[NodeId, ...] = ()
+    """These nodes take no layers, by exact id."""
+    cuts: tuple[int, ...] = ()
+    """Where to cut, exactly: the first layer of every stage but the first; empty: where it is fastest."""
+    replicas: int = 0
+    """Pipelines of this model, on nodes of their own each; 0: one."""
 
 
 def resolve_kv_type(demand: Demand, footprint: ModelFootprint) -> str:

@@ -52,6 +52,8 @@ class ModelFootprint(msgspec.Struct, frozen=True):
     """Slice lengths at which the architecture would behave otherwise (STAGES, layer count chooses behaviour)."""
     all_kinds_in_each_slice: bool = False
     """Each slice must hold every `kind` of layer that the model has."""
+    weight_kind: str = ""
+    """The type that most of its weights have, as llama.cpp calls it in lower case (q8_0, q4_k): speeds differ by it."""
     whole_only: str = ""
     """Why this model cannot be split; empty when it can."""
 

@@ -19,7 +19,7 @@ with them the cached slices)."""
 
 
 class NodeInventory(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One node. What is unknown is 0 or empty; the first form of the planner reads neither speed nor link."""
+    """One node. What is unknown is 0 or empty; `pace` says what is then assumed."""
 
     node: NodeId
     name: str
@@ -33,6 +33,8 @@ class NodeInventory(msgspec.Struct, frozen=True, omit_defaults=True):
     """Weights read per second while decoding one row: memory bandwidth as llama.cpp gets it."""
     prefill_bytes_per_s: int = 0
     """The same per row of a full prefill chunk."""
+    layer_us: int = 0
+    """What every layer of a decode step takes beside reading its weights: nodes of the graph, threads meeting."""
     excluded: str = ""
     """Why it may not take part (see `participants.REASONS`); empty when it may."""
 
