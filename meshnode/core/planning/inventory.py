@@ -35,6 +35,8 @@ class NodeInventory(msgspec.Struct, frozen=True, omit_defaults=True):
     """The same per row of a full prefill chunk."""
     layer_us: int = 0
     """What every layer of a decode step takes beside reading its weights: nodes of the graph, threads meeting."""
+    stage_us: int = 0
+    """What a step of a stage takes beside its layers: frames in and out, the wake-up of a process."""
     excluded: str = ""
     """Why it may not take part (see `participants.REASONS`); empty when it may."""
 
