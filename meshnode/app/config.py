@@ -120,6 +120,8 @@ class Settings:
     """Type of the KV cache (f32, f16, q8_0, q4_0); empty: q8_0 where the model allows it, else f16."""
     threads: int = _setting(0, _whole)
     """Compute threads of a stage; 0: physical cores, divided among the stages of this node."""
+    measure: bool = _setting(True, _flag)
+    """Measure this machine's speed once and the ways to its peers, for the planner; without, it plans with defaults."""
     start_wait_s: int = _setting(60, _whole)
     """How long to stay silent about a run that loads without progress before saying so (R60)."""
 

@@ -93,7 +93,7 @@ class _Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
-        flags = ["--data", str(self.data), "--name", self.name, "--listen", "127.0.0.1", "--no-mdns"]
+        flags = ["--data", str(self.data), "--name", self.name, "--listen", "127.0.0.1", "--no-mdns", "--no-measure"]
         # Settings of a real node on this machine are not meant for these.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHNODE_")}
         with self._log.open("wb") as log:

@@ -32,6 +32,7 @@ from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Join, Resume, Serve
 from meshnode.app.lan import Lan
+from meshnode.app.measuring import Machine, Measuring
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
@@ -47,6 +48,7 @@ from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
 from meshnode.core.planning.inventory import offered_bytes
 from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
+from meshnode.identity.certificates import Role
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, short
 from meshnode.identity.invite_book import InviteBook
@@ -205,6 +207,8 @@ class Node:
             if settings.mdns:
                 nursery.start_soon(self._lan().run, settings.mdns_interfaces)
             nursery.start_soon(self.revoking.watch)
+            if settings.measure and self.mediator.me.role == Role.MEMBER:
+                nursery.start_soon(self.measuring.run, self.runtime.post)
             nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
@@ -266,6 +270,9 @@ class Node:
         self.heads = Heads(self._own, self.seats, self._dial_stage, self._model_of, self.runtime.post)
         self.runtime.attach(self.links, self.stages, self.heads)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
+        self.probing = Probing(self.mediator, self.transport, trio.current_time)
+        machine = Machine(threads, me.memory_usable, self.data.path)
+        self.measuring = Measuring(self.mediator, machine, self.probing, self.stages)
         self.revoking = Revoking(self.mediator, self.runtime.post, self.runtime.changed, lambda: self.membership.issuer)
         if self.desk is not None:
             self.desk.barred = self.revoking.barred
@@ -310,7 +317,7 @@ class Node:
 
     def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
-        members = MemberRoutes(self.revoking, Probing(self.mediator, self.transport, trio.current_time))
+        members = MemberRoutes(self.revoking, self.probing)
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
         access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
         token = self.data.api_token()

@@ -72,6 +72,7 @@ class _Running:
     connecting: bool = False
     """One dial at a time, however often it is ordered."""
     reported_at: float = 0.0
+    slice: Path | None = None
     ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -148,9 +149,21 @@ class Stages:
             if running.process is not None
         }
 
+    async def statistics(self) -> list[tuple[Path, stage_protocol.Statistics]]:
+        """What each stage that runs has computed, with the file of its slice; one that just ends is left out."""
+        found = []
+        for running in list(self._running.values()):
+            if running.process is not None and running.slice is not None:
+                try:
+                    found.append((running.slice, await running.process.stats()))
+                except MeshError:
+                    continue
+        return found
+
     async def _run(self, running: _Running) -> None:
         order = running.order
         paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
+        running.slice = paths.slice
         async with trio.open_nursery() as nursery:
             name = f"stage {order.stage} ({order.fence.run[:8]})"
             stage = await StageProcess.spawn(nursery, name, threads=self._threads, on_event=self._listener(running))

@@ -25,7 +25,7 @@ WAIT_S = 60.0
 def environment() -> dict[str, str]:
     """The caller's, without settings of a node and without a terminal's width."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MESHNODE_")}
-    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", "MESHNODE_MDNS": "false"}
+    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", "MESHNODE_MDNS": "false", "MESHNODE_MEASURE": "false"}
 
 
 def run_cli(*arguments: str, timeout: float = WAIT_S) -> subprocess.CompletedProcess[str]:

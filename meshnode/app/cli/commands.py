@@ -56,6 +56,7 @@ ApiPort = Annotated[int | None, typer.Option(help="Port of the OpenAI endpoint. 
 ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Default: 127.0.0.1.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
 NoMdns = Annotated[bool, typer.Option("--no-mdns", help="Say and hear nothing by mDNS; admit by invite only.")]
+NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Plan with usual speeds instead of measuring them.")]
 Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. Default: physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
 Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
@@ -78,6 +79,7 @@ def serve(
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
     threads: Threads = None,
+    no_measure: NoMeasure = False,
     data: Data = None,
 ) -> int:
     """Serve MODEL: alone if it fits, otherwise with whoever joins. The first start makes the mesh."""
@@ -99,6 +101,7 @@ def serve(
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
             "threads": threads,
+            "measure": False if no_measure else None,
             "data": data,
         },
     )
@@ -119,6 +122,7 @@ def join(
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
     threads: Threads = None,
+    no_measure: NoMeasure = False,
     data: Data = None,
 ) -> int:
     """Lend this machine to a mesh and use its endpoint here. Without INVITE: go on, or look around this network."""
@@ -137,6 +141,7 @@ def join(
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
             "threads": threads,
+            "measure": False if no_measure else None,
             "data": data,
         },
     )

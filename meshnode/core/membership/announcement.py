@@ -68,6 +68,8 @@ class Speed(msgspec.Struct, frozen=True, array_like=True):
     """The same, times the rows of a full chunk that are computed at once."""
     layer_us: int = 0
     """What every layer of a decode takes beside reading its weights: steps of the graph, threads meeting."""
+    stage_us: int = 0
+    """What a stage and its hop on loopback take a microbatch beside computing: the same for every kind."""
 
 
 class Way(msgspec.Struct, frozen=True, array_like=True):
@@ -221,7 +223,7 @@ def _is_possible(body: Body) -> bool:
 def _is_measured(body: Body) -> bool:
     values = [body.cores]
     for speed in body.speeds.values():
-        values += (speed.decode_bytes_per_s, speed.prefill_bytes_per_s, speed.layer_us)
+        values += (speed.decode_bytes_per_s, speed.prefill_bytes_per_s, speed.layer_us, speed.stage_us)
     for way in body.ways.values():
         values += (way.rtt_us, way.bytes_per_s)
     return (

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from meshnode.core.node.mediator import Mediator
 
 USUAL = "q8_0"
-"""The kind of weights whose speed stands for one that was not measured: of those measured it is the middle one."""
+"""The kind of weights whose speed stands for one that nothing is known of: of those measured it is the middle one."""
+FEW_BITS = "q4_k"
+"""The one that stands for other kinds of six bits and fewer: they unpack their blocks in the same way."""
+HALVES = "f16"
+"""The one that stands for weights that are not packed."""
 
 
 def inventory_of(mediator: Mediator, deployment: str, kind: str) -> Inventory:
@@ -32,6 +36,8 @@ def inventory_of(mediator: Mediator, deployment: str, kind: str) -> Inventory:
         cached=announcing.artifacts(mediator.cached),
         decode_bytes_per_s=speed.decode_bytes_per_s,
         prefill_bytes_per_s=speed.prefill_bytes_per_s,
+        layer_us=speed.layer_us,
+        stage_us=speed.stage_us,
         excluded="draining" if mediator.draining else "",
     )
     entries = mediator.roster.entries
@@ -61,13 +67,16 @@ def _peer(mediator: Mediator, node: NodeId, entry: Entry, deployment: str, kind:
         cached=announcing.artifacts(body.cached),
         decode_bytes_per_s=speed.decode_bytes_per_s,
         prefill_bytes_per_s=speed.prefill_bytes_per_s,
+        layer_us=speed.layer_us,
+        stage_us=speed.stage_us,
         excluded=excluded,
     )
 
 
 def speed_of(speeds: dict[str, Speed], kind: str) -> Speed:
-    """Of `kind`; where that was not measured, of the usual kind; where nothing was, unknown."""
-    return speeds.get(kind) or speeds.get(USUAL) or Speed()
+    """Of `kind`; where that was not measured, of one like it; where nothing was, unknown."""
+    like = FEW_BITS if kind.startswith(("q", "iq", "tq")) else HALVES if kind in ("bf16", "f32") else USUAL
+    return speeds.get(kind) or speeds.get(like) or speeds.get(USUAL) or Speed()
 
 
 def links_of(told: dict[NodeId, dict[NodeId, Way]]) -> tuple[LinkInventory, ...]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from meshnode.errors import ConfigError
@@ -35,8 +38,28 @@ class DirectoryLock:
             self._file = -1
 
 
+@contextmanager
+def turn(name: str) -> Iterator[None]:
+    """One process of this user and machine at a time, whatever its data directory: the others wait here.
+
+    Blocks, so it belongs into a process of its own that somebody ends when it takes too long.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    path = Path(tempfile.gettempdir()) / f"meshnode-{user}-{name}.lock"
+    # In a folder that everybody may write to: a link that somebody else laid there is not followed.
+    file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        _wait_for_lock(file)
+        yield
+    finally:
+        os.close(file)
+
+
 if sys.platform == "win32":
     import msvcrt
+
+    def _wait_for_lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
 
     def _try_lock(descriptor: int) -> bool:
         os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
@@ -50,6 +73,9 @@ if sys.platform == "win32":
 
 else:
     import fcntl
+
+    def _wait_for_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     def _try_lock(descriptor: int) -> bool:
         try:

@@ -6,7 +6,10 @@ compares them with the bytes that llama.cpp reports for each family.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+
+from gguf.constants import GGMLQuantizationType
 
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.errors import ModelError
@@ -56,7 +59,16 @@ def footprint_of(model: GgufModel, manifest_digest: str = "", file_name: str = "
         forbidden_lengths=traits.row.counts,
         all_kinds_in_each_slice=all_kinds_wanted(traits),
         whole_only=traits.whole,
+        weight_kind=_weight_kind(model),
     )
+
+
+def _weight_kind(model: GgufModel) -> str:
+    """The type of most bytes, as llama.cpp calls it in lower case: it decides how fast weights are computed with."""
+    sizes: Counter[int] = Counter()
+    for tensor in model.tensors:
+        sizes[tensor.type] += tensor.size
+    return GGMLQuantizationType(sizes.most_common(1)[0][0]).name.lower() if sizes else ""
 
 
 def _layers(traits: ModelTraits, read: Keys, groups: dict[str, int]) -> tuple[LayerFootprint, ...]:

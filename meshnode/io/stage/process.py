@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import socket
 from collections.abc import Callable
 from types import TracebackType
@@ -23,7 +22,7 @@ import trio
 
 from meshnode.errors import PeerError, StageError, StageLost
 from meshnode.io.stage import descriptors
-from meshnode.io.stage.spawn import ChildProcess
+from meshnode.io.stage.spawn import ChildProcess, native_environment
 from meshnode.wire.stage_protocol import (
     LENGTH_BYTES,
     Accepted,
@@ -96,16 +95,7 @@ class StageProcess:
         nursery: trio.Nursery, name: str, *, threads: int, on_event: Callable[[Event], None], module: str = MODULE
     ) -> StageProcess:
         """Start a stage process; its tasks live in `nursery`. `threads` = what its native code may use."""
-        environment = {
-            # Set before the library loads. Stages share cores: waiting threads must sleep, not spin.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "OMP_NUM_THREADS": str(threads),
-            "OPENBLAS_NUM_THREADS": "1",
-            # Weights in large pages: every token reads all of them, 7 to 9 per cent faster so (docs/decisions/0016).
-            # glibc 2.35 and later on Linux; nobody else knows the name. A user's own tunables stay.
-            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES") or "glibc.malloc.hugetlb=1",
-        }
-        child = await ChildProcess.start(nursery, name, module, environment)
+        child = await ChildProcess.start(nursery, name, module, native_environment(threads))
         stage = StageProcess(child, on_event)
         nursery.start_soon(stage._send)
         nursery.start_soon(stage._receive)

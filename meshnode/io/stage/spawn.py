@@ -30,6 +30,19 @@ _DRAIN_S = 1.0
 """How long the output of a dead child is still read: only a grandchild could hold the pipe open longer."""
 
 
+def native_environment(threads: int) -> dict[str, str]:
+    """What must be set before native code that computes with `threads` threads loads."""
+    return {
+        # Stages share cores: waiting threads must sleep, not spin.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",
+        # Weights in large pages: every token reads all of them, 7 to 9 per cent faster so (docs/decisions/0016).
+        # glibc 2.35 and later on Linux; nobody else knows the name. A user's own tunables stay.
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES") or "glibc.malloc.hugetlb=1",
+    }
+
+
 class ChildProcess:
     """`python -m <module> <fd>` with `connection`, our end of the pair."""
 

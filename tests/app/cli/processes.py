@@ -15,7 +15,7 @@ PATIENCE_S = 60
 
 def _environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MESHNODE_")}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
+    return {**kept, "PYTHONUNBUFFERED": "1", "MESHNODE_MEASURE": "false"}
 
 
 def meshnode(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshnode.errors import ConfigError
-from meshnode.io.disk.lock import DirectoryLock
+from meshnode.io.disk.lock import DirectoryLock, turn
 
 HOLD = """
 import sys
@@ -42,3 +42,19 @@ def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
             DirectoryLock(path)
         child.kill()
     DirectoryLock(path).release()
+
+
+def test_processes_take_turns_whatever_their_directories(tmp_path: Path) -> None:
+    waiting = """
+import sys
+from meshnode.io.disk.lock import turn
+print("asks", flush=True)
+with turn("test-turns"):
+    print("has it", flush=True)
+"""
+    with turn("test-turns"):
+        process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asks\n"
+        assert process.poll() is None
+    assert process.communicate(timeout=60)[0] == "has it\n"
