@@ -9,6 +9,7 @@ from typing import NewType
 
 import msgspec
 
+from meshnode.core.planning.cuts import pinned_cuts
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.errors import ConfigError, ModelError
 from meshnode.identity.ids import NodeId
@@ -19,6 +20,9 @@ DeploymentId = NewType("DeploymentId", str)
 
 DEFAULT_LANES = 4
 """Streams that a household or small team has open at once; with unified KV each costs only its share of the cells."""
+
+REPLICAS = 16
+"""Pipelines of one demand: a mesh of 16 machines that each hold the model."""
 
 _LAYERS_MAX = 512  # LLAMA_MAX_LAYERS of llama.cpp
 _BYTES_MAX = 1 << 50  # one petabyte: sums of 512 of them stay below 64 bits
@@ -71,6 +75,9 @@ def resolve_kv_type(demand: Demand, footprint: ModelFootprint) -> str:
 def check_demand(demand: Demand, footprint: ModelFootprint) -> None:
     """Refuse what no mesh could serve. Errors: ConfigError (the user's options), ModelError (the footprint)."""
     _check_footprint(footprint)
+    pinned_cuts(footprint, demand.cuts)
+    if not 0 <= demand.replicas <= REPLICAS:
+        raise ConfigError(f"{demand.replicas} replicas are not possible", f"Choose 1 to {REPLICAS}.")
     if demand.manifest_digest != footprint.manifest_digest:
         raise ConfigError(
             f"the demand names manifest {demand.manifest_digest[:12]},"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import msgspec
 
 from meshnode.core.planning.context import STAGE_RESERVE_BYTES
@@ -9,9 +11,12 @@ from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, layer_name
 
 REASONS = {
     "not_pinned": "is not among the nodes that were asked for",
+    "excluded_by_user": "was excluded by the user",
+    "replica": "serves another replica",
     "too_small": "offers less than one layer and its buffers take",
     "unreachable": "cannot be reached",
     "draining": "is leaving or draining",
@@ -22,6 +27,9 @@ REASONS = {
     "client": "may use the mesh but not serve in it",
 }
 """Why a node is left out of a plan; an unknown reason is shown as it is."""
+
+_STILL_HERE = frozenset({"", "refused", "failed"})
+_GONE = frozenset({"unreachable"})
 
 
 class Exclusion(msgspec.Struct, frozen=True):
@@ -50,6 +58,8 @@ def participants_of(
         reason = node.excluded
         if not reason and demand.pins and node.node not in demand.pins:
             reason = "not_pinned"
+        if not reason and node.node in demand.excludes:
+            reason = "excluded_by_user"
         if not reason and node.usable_bytes < least:
             reason = "too_small"
         if reason:
@@ -63,14 +73,40 @@ def fetch_bytes(footprint: ModelFootprint, node: NodeInventory, first: int = 0, 
     """Weight bytes of layers [first, last) (with embedding and output where the slice needs them) that `node` lacks."""
     count = len(footprint.layers)
     last = count if last is None else last
-    cached = frozenset(node.cached.get(footprint.manifest_digest, ()))
-    missing = sum(
-        footprint.layers[index].weight_bytes for index in range(first, last) if f"layer.{index}" not in cached
-    )
-    if first == 0 and "embedding" not in cached:
-        missing += footprint.embedding_bytes
-    if last == count and "output" not in cached:
-        missing += footprint.output_bytes
-    if "shared" not in cached:
-        missing += footprint.shared_bytes
-    return missing
+    *layers, embedding, output, shared = missing_bytes(footprint, node)
+    ends = (embedding if first == 0 else 0) + (output if last == count else 0)
+    return layers[last] - layers[first] + ends + shared
+
+
+def head_of(demand: Demand, inventory: Inventory) -> NodeId | None:
+    """Where the head will be: with the author, who has the file, as long as it takes part in the mesh, also when it
+    takes no layers. None: where stage 0 is."""
+    present = {node.node for node in inventory.nodes if node.excluded in _STILL_HERE}
+    return demand.author if demand.author in present else None
+
+
+def missing_bytes(footprint: ModelFootprint, node: NodeInventory) -> tuple[int, ...]:
+    """Prefix sums over the layers of what `node` lacks of them, then what it lacks of embedding, output, shared."""
+    held = frozenset(node.cached.get(footprint.manifest_digest, ()))
+    layers = (0 if layer_name(index) in held else layer.weight_bytes for index, layer in enumerate(footprint.layers))
+    rest = ((EMBEDDING, footprint.embedding_bytes), (OUTPUT, footprint.output_bytes), (SHARED, footprint.shared_bytes))
+    return (*accumulate(layers, initial=0), *(0 if name in held else size for name, size in rest))
+
+
+def lost_layers(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -> tuple[int, ...]:
+    """Layers that nobody has who can be reached; none while the author, who has the file, is here."""
+    sources = [node for node in inventory.nodes if node.excluded not in _GONE]
+    if any(node.node == demand.author for node in sources):
+        return ()
+    held = {name for node in sources for name in node.cached.get(footprint.manifest_digest, ())}
+    return tuple(index for index in range(len(footprint.layers)) if layer_name(index) not in held)
+
+
+def round_trips(author: NodeId, inventory: Inventory) -> dict[NodeId, int]:
+    """Microseconds from the author to each node and back, as measured at either end; the shorter where both did."""
+    found: dict[NodeId, int] = {}
+    for link in inventory.links:
+        if link.rtt_us > 0 and author in (link.source, link.target):
+            other = link.target if link.source == author else link.source
+            found[other] = min(link.rtt_us, found.get(other, link.rtt_us))
+    return found

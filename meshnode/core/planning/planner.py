@@ -1,13 +1,18 @@
 """The planner: demand + footprint + inventory -> plan or shortfall.
 
-One node if it fits; otherwise the fewest nodes. For k nodes the k largest decide whether k can do it at all: in any
-split that fits, a larger node can stand in for a smaller one. So no subset is ever enumerated.
+Context first: the most comfortable target that any nodes hold decides. For it the fastest placement is chosen
+(`choice`), and only then as much context is added as its nodes hold without making tokens slower.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
+from meshnode.core.planning.bounded import chain
+from meshnode.core.planning.choice import Choice, Chooser
 from meshnode.core.planning.context import (
     CELL_GRAIN,
     STAGE_RESERVE_BYTES,
@@ -15,29 +20,48 @@ from meshnode.core.planning.context import (
     costs_of,
     layer_kv_bytes,
 )
-from meshnode.core.planning.cuts import Cuts, cuts_of
+from meshnode.core.planning.cuts import Cuts, cuts_of, pinned_cuts
 from meshnode.core.planning.demand import DEFAULT_LANES, Demand, check_demand, resolve_kv_type
+from meshnode.core.planning.fit import Fit
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
-from meshnode.core.planning.participants import fetch_bytes, participants_of
-from meshnode.core.planning.partition import Fit, partition
+from meshnode.core.planning.lattice import Lattice, Slices
+from meshnode.core.planning.pace import Pace, pace_of
+from meshnode.core.planning.participants import (
+    Exclusion,
+    head_of,
+    lost_layers,
+    missing_bytes,
+    participants_of,
+    round_trips,
+)
 from meshnode.core.planning.plan import Plan, StagePlan
+from meshnode.core.planning.prediction import prediction_of
+from meshnode.core.planning.shortfall import Found as Room
 from meshnode.core.planning.shortfall import Shortfall, Wanted, explain
-from meshnode.wire.limits import STAGES
+
+WIDENING_PERCENT = 5
+"""So much slower a token may become for more context than the target: between equally fast nodes layers move freely
+towards memory, but they do not move to a slow node for a context that nobody asked for."""
+
+Nodes = tuple[NodeInventory, ...]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Nodes in pipeline order that hold the model with this context and these lanes."""
+    """Nodes in pipeline order, where each slice ends, and what they have room for."""
 
-    nodes: tuple[NodeInventory, ...]
+    order: tuple[int, ...]
+    ends: tuple[int, ...]
     context: int
     lanes: int
+    choice: Choice
+    pace: Pace
 
     @property
-    def rooms(self) -> tuple[int, ...]:
-        """Usable bytes in pipeline order."""
-        return tuple(node.usable_bytes for node in self.nodes)
+    def nodes(self) -> Nodes:
+        """In pipeline order."""
+        return tuple(self.pace.nodes[index] for index in self.order)
 
 
 def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -> Plan | Shortfall:
@@ -46,132 +70,183 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     Errors: ConfigError, ModelError for options or a model that no mesh could serve; ValueError for a node listed twice.
     """
     check_demand(demand, footprint)
-    kv_type = resolve_kv_type(demand, footprint)
     nodes, excluded = participants_of(demand, footprint, inventory)
-    search = Search(demand, footprint)
-    placement = search.place(nodes)
-    if placement is not None:
-        return search.plan(placement, nodes)
+    search = Search(demand, footprint, inventory, cuts_wanted(demand, footprint))
+    wanted = Wanted(demand, footprint, search.kv_type, search.floor)
+    lost = lost_layers(demand, footprint, inventory)
+    count = max(1, demand.replicas)
+    placements = [] if lost else _placements(search, footprint, nodes, count)
+    if len(placements) == count:
+        first, *others = (search.plan(placement) for placement in placements)
+        return msgspec.structs.replace(first, replicas=tuple(others))
+    taken = {node.node for placement in placements for node in placement.nodes}
+    left = tuple(node for node in nodes if node.node not in taken)
+    busy = tuple(Exclusion(node.node, node.name, node.usable_bytes, "replica") for node in nodes if node.node in taken)
 
-    def retry(other: Demand, others: tuple[NodeInventory, ...]) -> int | None:
-        found = Search(other, footprint).place(others)
-        return None if found is None else found.context
+    def room(other: Demand, offered: Nodes) -> int | None:
+        return Search(other, footprint, inventory, cuts_wanted(other, footprint)).room(offered)
 
-    return explain(Wanted(demand, footprint, kv_type, search.floor), nodes, excluded, retry)
+    return explain(
+        wanted,
+        left,
+        (*busy, *excluded),
+        Room(room, lost, (len(placements), count), round_trips(demand.author, inventory)),
+    )
+
+
+def cuts_wanted(demand: Demand, footprint: ModelFootprint) -> Cuts:
+    """The slices that this demand may use."""
+    return pinned_cuts(footprint, demand.cuts)
+
+
+def _placements(search: Search, footprint: ModelFootprint, nodes: Nodes, count: int) -> list[Placement]:
+    """Up to `count` placements that share no node, all with the same context and lanes.
+
+    Where enough nodes hold the whole model, each replica is one of them: more streams are what replicas are for.
+    """
+    if count > 1 and not search.demand.cuts:
+        whole = msgspec.structs.replace(footprint, boundaries=())
+        alone = _one_after_the_other(Search(search.demand, footprint, search.inventory, cuts_of(whole)), nodes, count)
+        if len(alone) == count:
+            return alone
+    return _one_after_the_other(search, nodes, count)
+
+
+def _one_after_the_other(search: Search, nodes: Nodes, count: int) -> list[Placement]:
+    found: list[Placement] = []
+    while len(found) < count:
+        taken = {node.node for placement in found for node in placement.nodes}
+        placement = search.place(tuple(node for node in nodes if node.node not in taken))
+        if placement is None:
+            return found
+        found.append(placement)
+    context, lanes = min(one.context for one in found), min(one.lanes for one in found)
+    return [search.at(placement, context, lanes) for placement in found]
 
 
 class Search:
-    """Looks for a placement of one demand."""
+    """Looks for placements of one demand, with these slices allowed."""
 
-    def __init__(self, demand: Demand, footprint: ModelFootprint) -> None:
-        self._demand = demand
+    def __init__(self, demand: Demand, footprint: ModelFootprint, inventory: Inventory, cuts: Cuts) -> None:
+        self.demand = demand
+        self.inventory = inventory
+        self.kv_type = resolve_kv_type(demand, footprint)
         self._footprint = footprint
-        self._kv_type = resolve_kv_type(demand, footprint)
-        self._cuts: Cuts = cuts_of(footprint)
+        self._cuts = cuts
+        self._head = head_of(demand, inventory)
         self._targets = (demand.context,) if demand.context else automatic_targets(footprint)
 
     @property
     def floor(self) -> int:
-        """The smallest context that would have been accepted."""
+        """The smallest context that would be accepted."""
         return self._targets[-1]
 
     @property
     def _lanes(self) -> tuple[int, ...]:
-        if self._demand.lanes:
-            return (self._demand.lanes,)
+        if self.demand.lanes:
+            return (self.demand.lanes,)
         if any(layer.state_bytes for layer in self._footprint.layers):
             return tuple(range(DEFAULT_LANES, 0, -1))
         return (DEFAULT_LANES,)
 
-    def place(self, nodes: tuple[NodeInventory, ...]) -> Placement | None:
+    def place(self, nodes: Nodes) -> Placement | None:
         """The best placement on `nodes` (sorted: largest memory first, then lower id), or None."""
+        for target in self._targets if nodes else ():
+            pace = pace_of(self._footprint, target, self.kv_type, nodes, (self._head, self.inventory.links))
+            for lanes in self._lanes:
+                costs = costs_of(self._footprint, target, lanes, self.kv_type)
+                choice = Chooser(self._footprint, (self._cuts, costs), pace, self.demand.author).choose()
+                if choice is not None:
+                    found = choice.found
+                    return self._widened(Placement(found.order, found.ends, target, lanes, choice, pace))
+        return None
+
+    def room(self, nodes: Nodes) -> int | None:
+        """The context of some placement that these nodes hold, whatever its speed; None: they hold none."""
+        rooms = [node.usable_bytes for node in nodes]
         for target in self._targets:
             for lanes in self._lanes:
-                chosen = self._place_at(nodes, target, lanes)
-                if chosen is not None:
-                    return self._widened(Placement(chosen, target, lanes))
+                order = self._fit(target, lanes).fewest(rooms)
+                if order is not None:
+                    return self._roomiest(target, lanes, [rooms[index] for index in order])
         return None
+
+    def _roomiest(self, target: int, lanes: int, rooms: list[int]) -> int:
+        return self._most(target, lambda context: self._fit(context, lanes).holds(rooms))
+
+    def at(self, placement: Placement, context: int, lanes: int) -> Placement:
+        """The same nodes with less context or fewer lanes."""
+        if (context, lanes) == (placement.context, placement.lanes):
+            return placement
+        found = self._cut(placement, context, lanes).best()
+        assert found is not None, "what holds more holds less"
+        return Placement(found.order, found.ends, context, lanes, placement.choice, placement.pace)
 
     def _fit(self, context: int, lanes: int) -> Fit:
-        return Fit(self._cuts, costs_of(self._footprint, context, lanes, self._kv_type))
+        return Fit(self._cuts, costs_of(self._footprint, context, lanes, self.kv_type))
 
-    def _place_at(self, nodes: tuple[NodeInventory, ...], context: int, lanes: int) -> tuple[NodeInventory, ...] | None:
-        author = self._demand.author
-        fit = self._fit(context, lanes)
-        single = sorted(
-            (node for node in nodes if fit.whole_bytes <= node.usable_bytes),
-            key=lambda node: (node.node != author, fetch_bytes(self._footprint, node), -node.usable_bytes, node.node),
-        )
-        if single:
-            return (single[0],)
-        for count in range(2, min(len(nodes), self._cuts.stages_max, STAGES) + 1):
-            largest = nodes[:count]
-            order = fit.find_order([node.usable_bytes for node in largest])
-            if order is None:
-                continue
-            found = tuple(largest[index] for index in order)
-            return self._with_author(fit, nodes, count) or found
-        return None
-
-    def _with_author(self, fit: Fit, nodes: tuple[NodeInventory, ...], count: int) -> tuple[NodeInventory, ...] | None:
-        """The same number of nodes with the file's holder among them, at the front if it can be, then by memory: its
-        slice needs no fetching, and prompts enter where the head is. Where it offers no room: by memory."""
-        holder = [node for node in nodes if node.node == self._demand.author]
-        others = [node for node in nodes if node.node != self._demand.author]
-        preferred = (*holder, *others[: count - len(holder)])
-        if fit.holds([node.usable_bytes for node in preferred]):
-            return preferred
-        order = fit.find_order([node.usable_bytes for node in preferred])
-        if order is not None:
-            return tuple(preferred[index] for index in order)
-        largest = nodes[:count]
-        return largest if fit.holds([node.usable_bytes for node in largest]) else None
+    def _cut(self, placement: Placement, context: int, lanes: int) -> Lattice:
+        """All ways to cut the model over the nodes of `placement` in their order."""
+        pace = placement.pace
+        missing = [missing_bytes(self._footprint, node) for node in pace.nodes]
+        costs = costs_of(self._footprint, context, lanes, self.kv_type)
+        slices = Slices(self._cuts, costs, pace, missing)
+        return Lattice(slices, chain(slices, placement.order), range(len(pace.nodes)))
 
     def _widened(self, placement: Placement) -> Placement:
-        """In automatic mode: the largest context that these nodes hold in this order, in whole cell grains."""
-        if self._demand.context:
+        """In automatic mode: the largest context that these nodes hold in this order, at about the same speed."""
+        if self.demand.context:
             return placement
+        slowest = placement.choice.found.time * (100 + WIDENING_PERCENT) // 100
+        rooms = [node.usable_bytes for node in placement.nodes]
+
+        def holds(context: int) -> bool:
+            if not self._fit(context, placement.lanes).holds(rooms):
+                return False
+            return self._cut(placement, context, placement.lanes).least_time() <= slowest
+
+        return self.at(placement, self._most(placement.context, holds), placement.lanes)
+
+    def _most(self, least: int, holds: Callable[[int], bool]) -> int:
+        """The largest context that `holds`, in whole cell grains; `least` is known to."""
         trained = self._footprint.context_trained
-        if self._fit(trained, placement.lanes).holds(placement.rooms):
-            return Placement(placement.nodes, trained, placement.lanes)
-        fits, fails = placement.context // CELL_GRAIN, -(-trained // CELL_GRAIN)
+        if self.demand.context or holds(trained):
+            return self.demand.context or trained
+        fits, fails = least // CELL_GRAIN, -(-trained // CELL_GRAIN)
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            if self._fit(middle * CELL_GRAIN, placement.lanes).holds(placement.rooms):
+            if holds(middle * CELL_GRAIN):
                 fits = middle
             else:
                 fails = middle
-        return Placement(placement.nodes, max(placement.context, fits * CELL_GRAIN), placement.lanes)
+        return max(least, fits * CELL_GRAIN)
 
-    def plan(self, placement: Placement, nodes: tuple[NodeInventory, ...]) -> Plan:
-        """The plan of a placement that `place` found among `nodes`."""
-        demand = self._demand
-        costs = costs_of(self._footprint, placement.context, placement.lanes, self._kv_type)
-        ends = partition(self._cuts, costs, placement.rooms)
-        assert ends is not None, "a placement holds by construction"
-        starts = (0, *ends[:-1])
+    def plan(self, placement: Placement) -> Plan:
+        """The plan of a placement."""
+        demand = self.demand
+        starts = (0, *placement.ends[:-1])
         stages = tuple(
             self._stage(node, first, last, placement)
-            for node, first, last in zip(placement.nodes, starts, ends, strict=True)
+            for node, first, last in zip(placement.nodes, starts, placement.ends, strict=True)
         )
-        present = any(node.node == demand.author for node in nodes)
         return Plan(
             deployment=demand.deployment,
             demand_version=demand.version,
             manifest_digest=demand.manifest_digest,
             model=demand.model,
-            coordinator=demand.author if present else stages[0].node,
+            coordinator=self._head or stages[0].node,
             stages=stages,
             context=placement.context,
             lanes=placement.lanes,
-            kv_type=self._kv_type,
+            kv_type=self.kv_type,
             flash_attention=self._footprint.flash_attention,
+            prediction=prediction_of(placement.pace, placement.order, placement.ends, placement.choice.single),
         )
 
     def _stage(self, node: NodeInventory, first: int, last: int, placement: Placement) -> StagePlan:
         footprint = self._footprint
         count = len(footprint.layers)
-        caches = layer_kv_bytes(footprint, placement.context, self._kv_type)
+        caches = layer_kv_bytes(footprint, placement.context, self.kv_type)
         layers = footprint.layers[first:last]
         whole = (first, last) == (0, count)
         return StagePlan(

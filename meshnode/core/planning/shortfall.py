@@ -5,8 +5,8 @@ Invariant: made after the search and from its result; what it reports never chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,11 +17,30 @@ from meshnode.core.planning.inventory import NodeInventory
 from meshnode.core.planning.participants import REASONS, Exclusion, fetch_bytes
 from meshnode.identity.ids import NodeId
 
+_NOT_MEMORY = {
+    "artifacts": "Start the node that has the file, or `meshnode serve` the same file on another.",
+    "links": "Let every node reach the others (`meshnode ping`), or choose some that do with --only.",
+}
+"""What to do where more memory would not help."""
+
 _STEP_BYTES = 10_000_000
 """A node to add is advised in steps of 0.01 GB."""
 
 Retry = Callable[[Demand, tuple[NodeInventory, ...]], int | None]
 """Plan another demand on other nodes: the context it would get, or None."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search came to know."""
+
+    retry: Retry
+    lost_layers: tuple[int, ...] = ()
+    """Nobody has them who can be reached."""
+    replicas: tuple[int, int] = (0, 1)
+    """Placed, and asked for."""
+    rtt_us: Mapping[NodeId, int] = field(default_factory=dict)
+    """Of nodes, from the author."""
 
 
 class Participant(msgspec.Struct, frozen=True):
@@ -32,6 +51,9 @@ class Participant(msgspec.Struct, frozen=True):
     usable_bytes: int
     cached_bytes: int
     missing_bytes: int
+    """What it would have to fetch, were it to hold the whole model."""
+    rtt_us: int = 0
+    """From the author and back; 0: not measured, or the author itself."""
 
 
 class Shortfall(msgspec.Struct, frozen=True):
@@ -39,7 +61,8 @@ class Shortfall(msgspec.Struct, frozen=True):
 
     model: str
     reason: str
-    """no_nodes | memory | cuts (enough in all, but no allowed cut fits) | whole (must stay on one node)"""
+    """no_nodes | memory | cuts (enough in all, but no allowed cut fits) | whole (must stay on one node) |
+    links (enough, but nodes do not reach each other) | artifacts (nobody has some layers) | replicas (fewer fit)"""
     required_bytes: int
     """Model, KV cache, and what every participating stage takes beside its layers."""
     available_bytes: int
@@ -53,7 +76,7 @@ class Shortfall(msgspec.Struct, frozen=True):
     excluded: tuple[Exclusion, ...]
     advice: str
     detail: str = ""
-    """Why the model cannot be split, for `whole`."""
+    """Why the model cannot be split (`whole`), which layers (`artifacts`), how many of how many (`replicas`)."""
 
     def lines(self) -> tuple[str, ...]:
         """For people: the numbers, one line per node, the advice."""
@@ -61,16 +84,19 @@ class Shortfall(msgspec.Struct, frozen=True):
         head = (
             f"{self.model} with a context of {self.context} tokens ({self.kv_type}) "
             f"needs {gigabytes(self.required_bytes)}, "
-            f"available over {count} node{'' if count == 1 else 's'}: {gigabytes(self.available_bytes)}, "
-            f"short by {gigabytes(self.short_by_bytes)}"
+            f"available over {count} node{'' if count == 1 else 's'}: {gigabytes(self.available_bytes)}"
+            + (f", short by {gigabytes(self.short_by_bytes)}" if self.short_by_bytes else "")
         )
         explanations = {
             "cuts": "It would be enough in all, but no cut that this architecture allows fits these nodes.",
             "whole": f"This model must stay on one node: {self.detail}.",
+            "links": "It would be enough in all, but nodes that could hold it do not reach each other.",
+            "artifacts": f"The node that has the file is away, and nobody else has these of its layers: {self.detail}.",
+            "replicas": f"Of the replicas that were asked for {self.detail} fit; the numbers are for one more.",
         }
         taking = (
             f"{item.name}: offers {gigabytes(item.usable_bytes)}, has {gigabytes(item.cached_bytes)} of the model, "
-            f"lacks {gigabytes(item.missing_bytes)}"
+            f"lacks {gigabytes(item.missing_bytes)}" + (f", {item.rtt_us / 1000:.1f} ms away" if item.rtt_us else "")
             for item in self.participants
         )
         left_out = (
@@ -101,6 +127,11 @@ class Wanted:
             return self.demand.lanes
         return 1 if any(layer.state_bytes for layer in self.footprint.layers) else DEFAULT_LANES
 
+    @property
+    def largest_only(self) -> bool:
+        """Whether one node must hold it all."""
+        return bool(self.footprint.whole_only) or not self.footprint.boundaries
+
     def costs(self) -> Costs:
         """Prices at the context that was wanted."""
         return costs_of(self.footprint, self.context, self.lanes, self.kv_type)
@@ -112,46 +143,78 @@ def gigabytes(count: int) -> str:
 
 
 def explain(
-    wanted: Wanted, nodes: tuple[NodeInventory, ...], excluded: tuple[Exclusion, ...], retry: Retry
+    wanted: Wanted, nodes: tuple[NodeInventory, ...], excluded: tuple[Exclusion, ...], found: Found
 ) -> Shortfall:
     """The shortfall of a demand that found no placement on `nodes`."""
     costs = wanted.costs()
     whole = costs.need(0, costs.layers)
     rooms = [node.usable_bytes for node in nodes]
-    footprint = wanted.footprint
-    largest_only = bool(footprint.whole_only) or not footprint.boundaries
-    counted = 1 if largest_only else max(1, len(nodes))
+    counted = 1 if wanted.largest_only else max(1, len(nodes))
     required = whole + costs.each * (counted - 1)
-    available = max(rooms, default=0) if largest_only else sum(rooms)
-    extra = _node_to_add(wanted, nodes, retry, whole)
-    if not nodes:
-        reason = "no_nodes"
-    elif largest_only:
-        reason = "whole"
+    available = max(rooms, default=0) if wanted.largest_only else sum(rooms)
+    reason = _reason(wanted, nodes, found, enough=available >= required)
+    if reason in _NOT_MEMORY:
+        short, advice = 0, _NOT_MEMORY[reason]
     else:
-        reason = "memory" if available < required else "cuts"
-    detail = footprint.whole_only or ("its architecture allows no cut" if largest_only else "")
+        extra = _node_to_add(wanted, nodes, found.retry, whole)
+        short = required - available if available < required else extra
+        advice = _advice(wanted, nodes, found.retry, extra)
     return Shortfall(
         model=wanted.demand.model,
         reason=reason,
         required_bytes=required,
         available_bytes=available,
-        short_by_bytes=required - available if available < required else extra,
+        short_by_bytes=short,
         context=wanted.context,
         lanes=wanted.lanes,
         kv_type=wanted.kv_type,
-        participants=tuple(_participant(wanted, node) for node in nodes),
+        participants=tuple(_participant(wanted, node, found.rtt_us.get(node.node, 0)) for node in nodes),
         excluded=excluded,
-        advice=_advice(wanted, nodes, retry, extra),
-        detail=detail,
+        advice=advice,
+        detail=_detail(wanted, reason, found),
     )
 
 
-def _participant(wanted: Wanted, node: NodeInventory) -> Participant:
+def _reason(wanted: Wanted, nodes: tuple[NodeInventory, ...], found: Found, *, enough: bool) -> str:
+    if found.replicas[0]:
+        return "replicas"
+    if not nodes:
+        return "no_nodes"
+    if found.lost_layers:
+        return "artifacts"
+    if found.retry(wanted.demand, nodes) is not None:
+        return "links"
+    if wanted.largest_only:
+        return "whole"
+    return "cuts" if enough else "memory"
+
+
+def _detail(wanted: Wanted, reason: str, found: Found) -> str:
+    if reason == "artifacts":
+        return _ranges(found.lost_layers)
+    if reason == "replicas":
+        return f"{found.replicas[0]} of {found.replicas[1]}"
+    if wanted.largest_only:
+        return wanted.footprint.whole_only or "its architecture allows no cut"
+    return ""
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """ "0-5, 8, 10-11": ascending numbers in runs."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _participant(wanted: Wanted, node: NodeInventory, rtt_us: int) -> Participant:
     footprint = wanted.footprint
     everything = fetch_bytes(footprint, NodeInventory(node=node.node, name="", usable_bytes=0))
     missing = 0 if node.node == wanted.demand.author else fetch_bytes(footprint, node)  # the author has the file
-    return Participant(node.node, node.name, node.usable_bytes, everything - missing, missing)
+    return Participant(node.node, node.name, node.usable_bytes, everything - missing, missing, rtt_us)
 
 
 def _node_to_add(wanted: Wanted, nodes: tuple[NodeInventory, ...], retry: Retry, whole: int) -> int:

@@ -36,3 +36,14 @@ def inventory(*usable, names="abcdefghijklmnop"):
     """Nodes a, b, c... that offer these bytes beside the reserve of a stage."""
     nodes = zip(names, usable, strict=False)
     return Inventory(tuple(NodeInventory(name, name.upper(), RESERVE + size) for name, size in nodes))
+
+
+def away(layers=8):
+    """A node that takes no part and has every layer: with it, an author who is away is no shortfall."""
+    cached = {DIGEST: tuple(f"layer.{index}" for index in range(layers))}
+    return NodeInventory("~", "archive", 0, cached=cached, excluded="draining")
+
+
+def archived(machines, layers=8):
+    """The same machines, and somebody who has the layers."""
+    return Inventory((*machines.nodes, away(layers)), machines.links)

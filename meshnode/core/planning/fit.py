@@ -1,7 +1,7 @@
-"""Cut layers over nodes so that every slice fits its node.
+"""Whether nodes of given sizes can hold a model at all, whatever their speed: bit sets, fast.
 
-Two questions, kept apart: does an order of nodes fit at all (`Fit`, bit sets, fast), and where are the best cuts for an
-order that does (`partition`, exact). Exhaustive over orders up to EXACT_NODES nodes; above, a bounded list of orders.
+Every order of up to EXACT_NODES nodes is covered; of more, a bounded list. Says nothing about which order is best
+(`choice`), and nothing about links.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from itertools import islice
 
 from meshnode.core.planning.context import Costs
 from meshnode.core.planning.cuts import Cuts
+from meshnode.wire.limits import STAGES
 
-EXACT_NODES = 7
-"""Up to here every order is covered (2^7 sets x 7 nodes, 10 ms); more would not stay below the planner's 200 ms."""
+EXACT_NODES = 8
+"""Up to here every order is covered (2^8 sets x 8 nodes, 20 ms); more would not stay below the planner's 200 ms."""
 
 ORDERS_A_SET = 16
 """Orders tried for one set of more nodes. For equal layers and free cuts the first ones decide."""
@@ -37,10 +38,33 @@ class Fit:
         self._orders_left = ORDERS_TRIED
         self._allowed = tuple(sum(1 << end for end in ends) for ends in cuts.ends)
 
-    @property
-    def whole_bytes(self) -> int:
-        """What the whole model takes on one node."""
-        return self._costs.need(0, self._costs.layers)
+    def whole(self, room: int) -> bool:
+        """Whether a node of this size may hold the whole model alone, and can."""
+        return bool(self.reach(room)[0] >> self._costs.layers & 1)
+
+    def most(self, room: int) -> int:
+        """Bytes of layers that a node of this size can take at best."""
+        known = self._best.get(room)
+        if known is None:
+            prefix = self._costs.prefix
+            slices = ((first, ends) for first, ends in enumerate(self.reach(room)) if ends)
+            known = max((prefix[ends.bit_length() - 1] - prefix[first] for first, ends in slices), default=0)
+            self._best[room] = known
+        return known
+
+    def fewest(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
+        """The smallest number of nodes that hold the model, as indices in an order that does. `rooms`: largest first.
+
+        The k largest decide whether k nodes can do it at all: in any split that fits, a larger node can stand in for a
+        smaller one. So no subset is enumerated.
+        """
+        if rooms and self.whole(rooms[0]):
+            return (0,)
+        for count in range(2, min(len(rooms), self._cuts.stages_max, STAGES) + 1):
+            order = self.find_order(rooms[:count])
+            if order is not None:
+                return order
+        return None
 
     def reach(self, room: int) -> tuple[int, ...]:
         """For each first layer, the set (as bits) of the ends that fit into `room` bytes."""
@@ -58,16 +82,6 @@ class Fit:
         ends = self._allowed[first] & ((2 << furthest) - 1) & ~(1 << costs.layers)
         final = self._allowed[first] >> costs.layers & 1 and costs.need(first, costs.layers) <= room
         return ends | 1 << costs.layers if final else ends
-
-    def _most(self, room: int) -> int:
-        """Bytes of layers that a node of this size can take at best."""
-        known = self._best.get(room)
-        if known is None:
-            prefix = self._costs.prefix
-            slices = ((first, ends) for first, ends in enumerate(self.reach(room)) if ends)
-            known = max((prefix[ends.bit_length() - 1] - prefix[first] for first, ends in slices), default=0)
-            self._best[room] = known
-        return known
 
     def holds(self, rooms: Sequence[int]) -> bool:
         """Whether nodes of these sizes, in this order and all used, hold every layer."""
@@ -98,9 +112,9 @@ class Fit:
     def _could_hold(self, rooms: Sequence[int]) -> bool:
         """Necessary, and cheap: enough bytes in all, also when each node takes the best slice it could."""
         costs = self._costs
-        if self.whole_bytes + costs.each * (len(rooms) - 1) > sum(rooms):
+        if costs.need(0, costs.layers) + costs.each * (len(rooms) - 1) > sum(rooms):
             return False
-        return sum(map(self._most, rooms)) >= costs.prefix[-1]
+        return sum(map(self.most, rooms)) >= costs.prefix[-1]
 
     def _exact_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
         """Dynamic programming over sets of nodes: the boundaries that a set, in some order, can end at."""
@@ -136,7 +150,7 @@ class Fit:
         Pairs of ends that could not do even if every other node took the best slice it could are left out.
         """
         layers, prefix = self._costs.layers, self._costs.prefix
-        most = [self._most(room) for room in rooms]
+        most = [self.most(room) for room in rooms]
         fronts, backs = [], []
         for index, room in enumerate(rooms):
             reach = self.reach(room)
@@ -163,29 +177,3 @@ def _bits(mask: int) -> Iterator[int]:
         lowest = mask & -mask
         yield lowest.bit_length() - 1
         mask ^= lowest
-
-
-def partition(cuts: Cuts, costs: Costs, rooms: Sequence[int]) -> tuple[int, ...] | None:
-    """Ends of the slices over nodes of `rooms` bytes in this order, proportional to their memory; None where none fits.
-
-    Minimises the sum of need^2 / room, which is least where every node is filled by the same share; equal sums: the
-    smaller ends.
-    """
-    layers = costs.layers
-    final = len(rooms) - 1
-    states: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
-    for stage, room in enumerate(rooms):
-        reached: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for first, (spent, ends) in states.items():
-            for last in cuts.ends[first]:
-                if (last == layers) != (stage == final):
-                    continue
-                need = costs.need(first, last)
-                if need > room:
-                    break
-                candidate = (spent + need * need // room, (*ends, last))
-                if last not in reached or candidate < reached[last]:
-                    reached[last] = candidate
-        states = reached
-    best = states.get(layers)
-    return None if best is None else best[1]
