@@ -99,6 +99,71 @@ class PlanAnswer(msgspec.Struct, frozen=True):
     shortfall: Shortfall | None = None
 
 
+class LoadRequest(msgspec.Struct, frozen=True):
+    """`POST /api/models`: serve the GGUF at `path` on the node's machine too. Zero and empty mean automatic."""
+
+    path: str
+    context: int = 0
+    lanes: int = 0
+    kv_type: str = ""
+    only: tuple[str, ...] = ()
+    """Members by name or whole id, as in `exclude`."""
+    exclude: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
+    replicas: int = 1
+
+
+class LoadAnswer(msgspec.Struct, frozen=True):
+    """Its answer, when the file was found good; what follows is in the status."""
+
+    model: str
+
+
+class UnloadRequest(msgspec.Struct, frozen=True):
+    """`POST /api/models/unload`: a name of the status."""
+
+    model: str
+
+
+class UnloadAnswer(msgspec.Struct, frozen=True):
+    """Its answer."""
+
+    model: str
+    pipelines: int
+
+
+class DrainRequest(msgspec.Struct, frozen=True):
+    """`POST /api/drain`: the whole id of a member, this node included; `draining` false takes it back."""
+
+    node: str
+    draining: bool = True
+
+
+class CutoverRequest(msgspec.Struct, frozen=True):
+    """`POST /api/cutover`: what would be done with `model` now; empty: with every model of this node."""
+
+    model: str = ""
+
+
+class Cutover(msgspec.Struct, frozen=True):
+    """A pipeline of this node, and the plan that would be made today."""
+
+    deployment: str
+    model: str
+    verdict: str
+    """keep (the same plan) | stay (another that gains too little) | replace | impossible (shortfall) | none (no run)"""
+    present: Plan | None = None
+    """With today's prediction, where its nodes are all there."""
+    candidate: Plan | None = None
+    shortfall: Shortfall | None = None
+
+
+class CutoverAnswer(msgspec.Struct, frozen=True):
+    """Its answer. Nothing was changed."""
+
+    pipelines: tuple[Cutover, ...]
+
+
 class RevokeRequest(msgspec.Struct, frozen=True):
     """`POST /api/revocations`: the whole id of a node, also of one that nobody has seen for long."""
 

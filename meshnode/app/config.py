@@ -34,6 +34,9 @@ MAX_CONTEXT_TOKENS = 16 * 2**20
 # Fits in an announcement of 2 KB beside everything else, and in a table column.
 MAX_NAME_CHARACTERS = 63
 
+RPC_KEY = "rpc_servers"
+"""What users of llama.cpp write; no setting of ours."""
+
 _UNITS = {
     "": 1,
     "b": 1,
@@ -66,10 +69,21 @@ def _flag(text: str | bool) -> bool:
     return word in {"true", "1", "yes"}
 
 
-def _listed(value: str | list[str]) -> tuple[str, ...]:
+def _listed(value: str | list[Any]) -> tuple[str, ...]:
     """An empty list in any spelling ("", ",", blanks) is off (R99)."""
     parts = value.split(",") if isinstance(value, str) else [str(part) for part in value]
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def parse_cuts(text: str | list[int]) -> tuple[int, ...]:
+    """Layer numbers of "4,9" or [4, 9], ascending; empty: none. Raises ConfigError."""
+    parts = _listed(text if isinstance(text, str) else [str(part) for part in text])
+    if not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise ConfigError(f"{text!r} is not a list of layers", hint="write for instance --cuts 4,9")
+    cuts = tuple(int(part) for part in parts)
+    if 0 in cuts or list(cuts) != sorted(set(cuts)):
+        raise ConfigError(f"{text!r} does not ascend from at least 1", hint="write for instance --cuts 4,9")
+    return cuts
 
 
 def _setting(default: Any, parse: Callable[[Any], Any]) -> Any:
@@ -118,10 +132,19 @@ class Settings:
     """Sequences at the same time. 4: keeps up to 4 stages busy, and shares the context among few (R43)."""
     kv_type: str = _setting("", str)
     """Type of the KV cache (f32, f16, q8_0, q4_0); empty: q8_0 where the model allows it, else f16."""
+    only: tuple[str, ...] = _setting((), _listed)
+    """Members that may take layers of the served model, by name or id; empty: all."""
+    exclude: tuple[str, ...] = _setting((), _listed)
+    """Members that take none of its layers."""
+    cuts: tuple[int, ...] = _setting((), parse_cuts)
+    """Where to cut it, exactly: the first layer of every stage but the first; empty: where it is fastest."""
     threads: int = _setting(0, _whole)
     """Compute threads of a stage; 0: physical cores, divided among the stages of this node."""
     measure: bool = _setting(True, _flag)
     """Measure this machine's speed once and the ways to its peers, for the planner; without, it plans with defaults."""
+    startup_timeout: int = _setting(600, _whole)
+    """Seconds without any progress after which a pipeline that is being loaded is given up: a slow disk reads a slice
+    for minutes, and every read part is progress."""
     start_wait_s: int = _setting(60, _whole)
     """How long to stay silent about a run that loads without progress before saying so (R60)."""
 
@@ -142,6 +165,7 @@ class Settings:
         given = flags.get("data") or environment.get("MESHNODE_DATA") or default_data()
         data = Path(str(given)).expanduser().absolute()
         written = _read_file(data / "config.toml")
+        _replaced(Path("MESHNODE_RPC_SERVERS"), environment.get("MESHNODE_RPC_SERVERS", ""))
         values: dict[str, Any] = {"data": data}
         for entry in _entries():
             values[entry.name] = _first(entry, flags, environment, written)
@@ -178,12 +202,26 @@ def _read_file(path: Path) -> Mapping[str, object]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}", hint="correct the file or remove it") from error
+    written = {key: value for key, value in written.items() if key != RPC_KEY or not _replaced(path, value)}
     known = {entry.name for entry in _entries()}
     if unknown := sorted(set(written) - known):
         raise ConfigError(
             f"{path} sets {', '.join(unknown)}, which no setting is called", hint=f"known: {sorted(known)}"
         )
     return written
+
+
+def _replaced(place: Path, servers: object) -> bool:
+    """Whether `rpc_servers` is off. llama.cpp's RPC servers are refused in one message that says what to do instead."""
+    listed = _listed(servers) if isinstance(servers, str | list) else (str(servers),)
+    if listed:
+        raise ConfigError(
+            f"{place}: {RPC_KEY} names llama.cpp RPC servers ({', '.join(listed)[:200]}), which anybody in the network"
+            " could use; meshnode runs stages of its own there instead, over mutual TLS",
+            hint=f"Take {RPC_KEY} out. Run `meshnode invite` here once a machine, and `meshnode join INVITE` on each of"
+            " them in place of rpc-server.",
+        )
+    return True
 
 
 def _check_name(settings: Settings) -> None:
@@ -239,5 +277,7 @@ def _check_serving(settings: Settings) -> None:
         raise ConfigError(f"--memory {settings.memory} bytes cannot hold a layer", hint="write for instance 6GB")
     if not 0 <= settings.threads <= 1024:
         raise ConfigError(f"--threads {settings.threads} is not between 0 (automatic) and 1024")
+    if not 1 <= settings.startup_timeout <= 86400:
+        raise ConfigError(f"--startup-timeout {settings.startup_timeout} is not between 1 and 86400 seconds")
     if not 1 <= settings.start_wait_s <= 86400:
         raise ConfigError(f"--start-wait-s {settings.start_wait_s} is not between 1 and 86400 seconds")

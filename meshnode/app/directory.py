@@ -29,13 +29,13 @@ DIALS = 4
 class MeshDirectory:
     """io.http.backend.Directory over the mediator and the heads of this node."""
 
-    def __init__(self, mediator: Mediator, heads: Heads, transport: Transport) -> None:
+    def __init__(self, mediator: Mediator, heads: Heads, transport: Transport, opening: Mapping[str, int]) -> None:
+        """`opening`: models of this node that are still being hashed, with the time they were asked for."""
         self._mediator = mediator
         self._heads = heads
         self._transport = transport
         self._dialing: defaultdict[NodeId, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(DIALS))
-        self.opening: dict[str, int] = {}
-        """Models of this node that are still being hashed, with the time they were asked for."""
+        self._being_read = opening
 
     def models(self) -> tuple[ModelListing, ...]:
         """All models of the mesh, each id once; one that is ready hides others of its name."""
@@ -70,7 +70,7 @@ class MeshDirectory:
 
     def _opening(self) -> list[ModelListing]:
         name = self._mediator.me.name
-        return [ModelListing(model, created, 0, "loading", name) for model, created in self.opening.items()]
+        return [ModelListing(model, created, 0, "loading", name) for model, created in self._being_read.items()]
 
     def _own(self) -> list[ModelListing]:
         listings = []

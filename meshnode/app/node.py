@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -34,18 +33,19 @@ from meshnode.app.intent import Intent, Join, Resume, Serve
 from meshnode.app.lan import Lan
 from meshnode.app.measuring import Machine, Measuring
 from meshnode.app.member_routes import MemberRoutes
+from meshnode.app.model_routes import ModelRoutes
+from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
 from meshnode.app.renewal import keep_renewed, require_valid
 from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
-from meshnode.app.shelf import ServableModel, Shelf
+from meshnode.app.shelf import Shelf
 from meshnode.app.stages import Post, Stages
-from meshnode.core.node.events import CacheChanged, Demanded, PeerFound, Stopping
+from meshnode.core.node.events import CacheChanged, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
-from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
 from meshnode.core.planning.inventory import offered_bytes
 from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
 from meshnode.identity.certificates import Role
@@ -59,8 +59,6 @@ from meshnode.io.disk.directory import DataDirectory, Membership
 from meshnode.io.http.access import LOOPBACK_HOSTS, Access
 from meshnode.io.http.endpoint import HttpEndpoint, build_endpoint
 from meshnode.io.http.server import listen, serve_http
-from meshnode.io.llama.footprint import footprint_of
-from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.comparison_desk import ComparisonDesk
@@ -76,8 +74,6 @@ DRAIN_S = 2.5
 """For answers under way: they get a terminal event within this time."""
 LEAVE_S = 0.5
 """For the last messages to peers; a node leaves within 5 s."""
-MODEL_CHARACTERS = 128
-"""Of a model's name: it travels in every announcement."""
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
@@ -90,7 +86,7 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
     if not isinstance(intent, Serve):
         await _run_member(settings, intent, None, stop)
         return
-    await trio.to_thread.run_sync(_check_servable, settings, intent.model)
+    await trio.to_thread.run_sync(check_servable, _wanted(settings, intent.model))
     # What llama.cpp itself cannot read is found here, before a mesh is made for it.
     async with trio.open_nursery() as nursery, open_tokenizer(nursery, intent.model) as tokenizer:
         await _run_member(settings, intent, tokenizer, stop)
@@ -105,26 +101,17 @@ async def _run_member(settings: Settings, intent: Intent, tokenizer: Tokenizer |
         data.close()
 
 
-def _check_servable(settings: Settings, path: Path) -> None:
-    """Refuse a file or options that no mesh could serve, before anything is written. Raises ConfigError, ModelError."""
-    if not path.stem.isprintable() or len(path.stem) > MODEL_CHARACTERS:
-        raise ConfigError(
-            f"the model's file name is not printable or longer than {MODEL_CHARACTERS} characters",
-            "Rename the file: its name is what clients ask for.",
-        )
-    footprint = footprint_of(open_model(path), "", path.stem)
-    demand = Demand(
-        deployment=DeploymentId(""),
-        version=1,
-        author=NodeId(""),
-        manifest_digest="",
-        model=path.stem,
+def _wanted(settings: Settings, path: Path) -> Wanted:
+    """What `serve` was asked for."""
+    return Wanted(
+        path,
         context=settings.context,
         lanes=settings.lanes,
         kv_type=settings.kv_type,
+        only=settings.only,
+        exclude=settings.exclude,
+        cuts=settings.cuts,
     )
-    check_demand(demand, footprint)
-    resolve_kv_type(demand, footprint)
 
 
 async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membership, list[PeerFound]]:
@@ -178,8 +165,6 @@ class Node:
         self.desk: JoinDesk | None = None
         self._ready = trio.Event()
         self._drained = trio.Event()
-        self._models: dict[str, ServableModel] = {}
-        self._opening: dict[str, tuple[int, int]] = {}
 
     async def run(self, intent: Intent, found: list[PeerFound], stop: trio.Event) -> None:
         """Serve until `stop`, then leave."""
@@ -197,6 +182,7 @@ class Node:
                 listener.close()
                 raise
             nursery.start_soon(self.runtime.run)
+            await nursery.start(self.models.run)
             endpoint = self._endpoint(desk, stop)
             self._endpoint_for_peers = endpoint
             port = await nursery.start(self._serve_http, endpoint, listener, http_stop)
@@ -217,7 +203,8 @@ class Node:
                 for peer in found:
                     await self.runtime.post(peer)
                 if isinstance(intent, Serve):
-                    nursery.start_soon(self._serve_model, intent.model)
+                    assert self.tokenizer is not None, "a node that serves was given one"
+                    nursery.start_soon(self.models.serve, _wanted(settings, intent.model), self.tokenizer)
                 await stop.wait()
             finally:
                 node_file.unlink(missing_ok=True)
@@ -235,7 +222,13 @@ class Node:
             "unknown_hop_tokens": self.seats.unknown,
         }
         stages = self.stages.pids()
-        return msgspec.structs.replace(frozen, opening=dict(self._opening), stages=stages, counters=counters)
+        return msgspec.structs.replace(
+            frozen,
+            opening=dict(self.models.opening),
+            problems=tuple(self.models.problems),
+            stages=stages,
+            counters=counters,
+        )
 
     # --- wiring -----------------------------------------------------------------------------------------------
 
@@ -267,15 +260,20 @@ class Node:
         post = Post(self.runtime.post, self.runtime.hint)
         threads = settings.threads or cores
         self.stages = Stages(self._own, self.seats, self._dial_stage, self.shelf, post, threads)
-        self.heads = Heads(self._own, self.seats, self._dial_stage, self._model_of, self.runtime.post)
+        self.models = Models(self.mediator, self.runtime, self.shelf, self._speaking)
+        self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post)
         self.runtime.attach(self.links, self.stages, self.heads)
-        self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
+        self.directory = MeshDirectory(self.mediator, self.heads, self.transport, self.models.created)
         self.probing = Probing(self.mediator, self.transport, trio.current_time)
         machine = Machine(threads, me.memory_usable, self.data.path)
         self.measuring = Measuring(self.mediator, machine, self.probing, self.stages)
         self.revoking = Revoking(self.mediator, self.runtime.post, self.runtime.changed, lambda: self.membership.issuer)
         if self.desk is not None:
             self.desk.barred = self.revoking.barred
+
+    def _speaking(self) -> set[str]:
+        """Deployments whose heads are here."""
+        return {run.claim.deployment for run in self.heads.serving.values()}
 
     def _own(self) -> Credentials:
         """As they are now: certificates are renewed daily."""
@@ -321,7 +319,9 @@ class Node:
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
         access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
         token = self.data.api_token()
-        return build_endpoint(self.directory, [*routes.routes(token), *members.routes(token)], access)
+        models = ModelRoutes(self.mediator, self.models, self.runtime.post)
+        every = [*routes.routes(token), *members.routes(token), *models.routes(token)]
+        return build_endpoint(self.directory, every, access)
 
     # --- connections ------------------------------------------------------------------------------------------
 
@@ -416,35 +416,7 @@ class Node:
                     log.warning("the addresses of members could not be kept: %s", error)
             await self.runtime.changed()
 
-    # --- models -----------------------------------------------------------------------------------------------
-
-    def _model_of(self, digest: str) -> ServableModel:
-        return self._models[digest]
-
-    async def _serve_model(self, path: Path) -> None:
-        """Hash the model, then ask the mesh for it."""
-        assert self.tokenizer is not None, "a node that serves was given one"
-        created = int(time.time())
-        self.directory.opening[path.stem] = created
-
-        def progress(done: int, total: int) -> None:
-            self._opening[path.stem] = (done, total)
-
-        local = await self.shelf.open(path, progress)
-        self._models[local.digest] = ServableModel(local, self.tokenizer)
-        demand = Demand(
-            deployment=DeploymentId(secrets.token_hex(8)),
-            version=1,
-            author=self.mediator.node,
-            manifest_digest=local.digest,
-            model=local.name,
-            context=self.settings.context,
-            lanes=self.settings.lanes,
-            kv_type=self.settings.kv_type,
-        )
-        await self.runtime.post(Demanded(demand, local.footprint, created))
-        self.directory.opening.pop(path.stem, None)
-        self._opening.pop(path.stem, None)
+    # --- the end --------------------------------------------------------------------------------------------------
 
     async def _serve_http(
         self,

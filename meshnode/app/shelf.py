@@ -126,7 +126,7 @@ class Shelf:
 
     def _open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
         model = open_model(path)
-        name = _SHARD.sub("", path.stem)
+        name = model_name(path)
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
@@ -150,6 +150,11 @@ class Shelf:
         self._hashed.mkdir(parents=True, exist_ok=True)
         write_atomic(remembered, encode_manifest(manifest))
         return manifest
+
+
+def model_name(path: Path) -> str:
+    """What clients call the model at `path`: the file's name, of several files without their numbers."""
+    return _SHARD.sub("", path.stem)
 
 
 def _ranges(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:

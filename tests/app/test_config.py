@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.app.config import Settings, default_data, parse_size
+from meshnode.app.config import Settings, default_data, parse_cuts, parse_size
 from meshnode.errors import ConfigError
 
 
@@ -120,3 +120,43 @@ def test_any_free_port_may_be_asked_for_twice(tmp_path: Path) -> None:
 
 def test_an_endpoint_beyond_loopback_needs_the_word_insecure(tmp_path: Path) -> None:
     assert Settings(data=tmp_path, api_host="192.168.1.9", insecure=True).api_host == "192.168.1.9"
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts"), [("", ()), (" , ", ()), ("4", (4,)), (" 4, 9 ", (4, 9)), ("4,", (4,)), ([4, 9], (4, 9)), ([], ())]
+)
+def test_cuts_are_layers_in_order(text: str | list[int], cuts: tuple[int, ...]) -> None:
+    assert parse_cuts(text) == cuts
+
+
+@pytest.mark.parametrize("text", ["0,4", "9,4", "4,4", "four", "-1", "4.5", "123456", [0], [9, 4]])
+def test_what_is_no_list_of_cuts_is_refused(text: str | list[int]) -> None:
+    with pytest.raises(ConfigError):
+        parse_cuts(text)
+
+
+@pytest.mark.parametrize("servers", ['""', '" "', '","', "[]", '["", " "]'])
+def test_r99_an_empty_list_of_rpc_servers_is_off(servers: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"rpc_servers = {servers}\nlanes = 2\n")
+    assert Settings.load({"data": tmp_path}, {"MESHNODE_RPC_SERVERS": " "}).lanes == 2
+
+
+@pytest.mark.parametrize(
+    "servers", ['"10.0.0.2:50052,10.0.0.3:50052"', '["10.0.0.2:50052", "10.0.0.3:50052"]', "50052"]
+)
+def test_rpc_servers_are_answered_with_what_takes_their_place(servers: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"rpc_servers = {servers}\n")
+    with pytest.raises(ConfigError, match=r"config\.toml: rpc_servers names .*50052.*mutual TLS") as refused:
+        Settings.load({"data": tmp_path}, {})
+    assert "meshnode invite" in refused.value.hint
+    assert "meshnode join" in refused.value.hint
+    (tmp_path / "config.toml").unlink()
+    with pytest.raises(ConfigError, match="MESHNODE_RPC_SERVERS"):
+        Settings.load({"data": tmp_path}, {"MESHNODE_RPC_SERVERS": "10.0.0.2:50052"})
+
+
+def test_a_load_is_given_up_after_ten_minutes_without_progress_or_as_long_as_a_person_says(tmp_path: Path) -> None:
+    assert Settings.load({"data": tmp_path}, {}).startup_timeout == 600
+    assert Settings.load({"data": tmp_path, "startup_timeout": 30}, {}).startup_timeout == 30
+    with pytest.raises(ConfigError, match="startup-timeout"):
+        Settings.load({"data": tmp_path, "startup_timeout": 0}, {})

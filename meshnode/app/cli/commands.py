@@ -61,6 +61,10 @@ Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. D
 Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
 Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
 KvType = Annotated[str | None, typer.Option(help="KV cache: f32, f16, q8_0 or q4_0. Default: q8_0 where possible.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this member may take layers (name or id); repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="This member takes no layers; repeatable.")]
+Cuts = Annotated[str | None, typer.Option(help="Where to cut, exactly: e.g. 4,9. Default: where it is fastest.")]
+StartupTimeout = Annotated[int | None, typer.Option(help="Seconds without progress that end a load. Default: 600.")]
 
 
 @command(application)
@@ -69,6 +73,10 @@ def serve(
     context: Context = None,
     lanes: Lanes = None,
     kv_type: KvType = None,
+    only: Only = None,
+    exclude: Exclude = None,
+    cuts: Cuts = None,
+    startup_timeout: StartupTimeout = None,
     memory: Memory = None,
     name: Name = None,
     listen: Listen = None,
@@ -91,6 +99,10 @@ def serve(
             "context": context,
             "lanes": lanes,
             "kv_type": kv_type,
+            "only": only or None,
+            "exclude": exclude or None,
+            "cuts": cuts,
+            "startup_timeout": startup_timeout,
             "memory": memory,
             "name": name,
             "listen": listen,
@@ -234,6 +246,72 @@ def revoke(
     from meshnode.app.cli.members import revoke as run
 
     return run(peer, yes, data)
+
+
+@command(application)
+def load(
+    model: Model,
+    context: Context = None,
+    lanes: Lanes = None,
+    kv_type: KvType = None,
+    only: Only = None,
+    exclude: Exclude = None,
+    cuts: Cuts = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Pipelines of it, on machines of their own each.")] = 1,
+    data: Data = None,
+    json: Json = False,
+) -> int:
+    """Serve MODEL too, on the node running here and with its mesh. The file lies on this machine."""
+    from meshnode.app.admin import LoadRequest
+    from meshnode.app.cli.serving import load as run
+    from meshnode.app.config import parse_cuts
+
+    request = LoadRequest(
+        str(model.expanduser().absolute()),
+        context=context or 0,
+        lanes=lanes or 0,
+        kv_type=kv_type or "",
+        only=tuple(only or ()),
+        exclude=tuple(exclude or ()),
+        cuts=parse_cuts(cuts or ""),
+        replicas=replicas,
+    )
+    return run(request, data, json)
+
+
+@command(application)
+def unload(name: Annotated[str, typer.Argument(help="As `meshnode status` shows it.")], data: Data = None) -> int:
+    """Serve a model no more; answers under way end."""
+    from meshnode.app.cli.serving import unload as run
+
+    return run(name, data)
+
+
+@command(application)
+def drain(
+    node: Annotated[str | None, typer.Argument(help="Name or id of a member. Default: this node.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Let it take work again.")] = False,
+    data: Data = None,
+) -> int:
+    """Give a machine no more work and move what it has to others, before it is switched off."""
+    from meshnode.app.cli.serving import drain as run
+
+    return run(node, undo, data)
+
+
+@command(application)
+def cutover(
+    model: Annotated[
+        str, typer.Argument(help="As `meshnode status` shows it. Default: every model of this node.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show it.")] = False,
+    data: Data = None,
+    json: Json = False,
+) -> int:
+    """Compare the pipelines that run with those that would be planned now."""
+    from meshnode.app.cli.serving import cutover as run
+
+    return run(model, dry_run, data, json)
 
 
 @command(application)

@@ -14,9 +14,14 @@ from meshnode.app.admin import (
     NODE_FILE,
     TOKEN_FILE,
     ApproveRequest,
+    CutoverAnswer,
+    CutoverRequest,
+    DrainRequest,
     InviteIssued,
     InviteListings,
     InviteRequest,
+    LoadAnswer,
+    LoadRequest,
     PendingListing,
     PendingListings,
     PingAnswer,
@@ -25,12 +30,17 @@ from meshnode.app.admin import (
     PlanRequest,
     RevokeRequest,
     RunningNode,
+    UnloadAnswer,
+    UnloadRequest,
 )
 from meshnode.core.node.status import NodeStatus
 from meshnode.errors import ConfigError, MeshError, Unavailable
 
 # A loopback answer that takes longer than this comes from a node that hangs.
 ANSWER_S = 10.0
+
+# A vocabulary of 150k tokens opens in 0.5 s; from a cold disk on a busy machine it takes up to the node's own limit.
+LOAD_S = 75.0
 
 Answer = TypeVar("Answer")
 
@@ -132,21 +142,44 @@ class Control:
         """What this mesh would do with a model."""
         return self._call("POST", "/api/plan", PlanAnswer, request)
 
+    def load(self, request: LoadRequest) -> LoadAnswer:
+        """Serve one more model. Reading its vocabulary may take a while."""
+        return self._call("POST", "/api/models", LoadAnswer, request, within_s=LOAD_S)
+
+    def unload(self, model: str) -> UnloadAnswer:
+        """Serve it no more."""
+        return self._call("POST", "/api/models/unload", UnloadAnswer, UnloadRequest(model))
+
+    def drain(self, request: DrainRequest) -> None:
+        """Give a member no more work, or give it work again."""
+        self._send("POST", "/api/drain", request)
+
+    def cutover(self, model: str) -> CutoverAnswer:
+        """Compare what runs with what would be planned now."""
+        return self._call("POST", "/api/cutover", CutoverAnswer, CutoverRequest(model))
+
     def shutdown(self) -> None:
         """Ask the node to drain and leave."""
         self._send("POST", "/api/shutdown", None)
 
-    def _call(self, method: str, path: str, kind: type[Answer], body: msgspec.Struct | None = None) -> Answer:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        kind: type[Answer],
+        body: msgspec.Struct | None = None,
+        within_s: float = ANSWER_S,
+    ) -> Answer:
         try:
-            return msgspec.json.decode(self._send(method, path, body), type=kind)
+            return msgspec.json.decode(self._send(method, path, body, within_s), type=kind)
         except msgspec.DecodeError as error:
             raise MeshError(f"the node's answer to {path} is not understood: {error}") from error
 
-    def _send(self, method: str, path: str, body: msgspec.Struct | None) -> bytes:
+    def _send(self, method: str, path: str, body: msgspec.Struct | None, within_s: float = ANSWER_S) -> bytes:
         content = msgspec.json.encode(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if content is not None else {}
         try:
-            response = self._client.request(method, path, content=content, headers=headers)
+            response = self._client.request(method, path, content=content, headers=headers, timeout=within_s)
         except httpx.TransportError as error:
             raise Unavailable(f"the node does not answer ({type(error).__name__})") from error
         if response.is_success:

@@ -15,28 +15,15 @@ from meshnode.app.bench.model import write_model
 from meshnode.app.bench.split import SplitOptions, print_split, run_split
 from meshnode.app.cli.inquiries import write_json
 from meshnode.app.cli.tables import size
+from meshnode.app.config import parse_cuts
 from meshnode.app.verify import verify_model
-from meshnode.errors import ConfigError
 
 Report = TypeVar("Report")
 
 
-def parse_cuts(text: str | None) -> tuple[int, ...] | None:
-    """Layer numbers of "4,9", ascending. Raises ConfigError."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 6 for part in parts):
-        raise ConfigError(f"--cuts {text!r} is not a list of layers", hint="write for instance --cuts 4,9")
-    cuts = tuple(int(part) for part in parts)
-    if 0 in cuts or list(cuts) != sorted(set(cuts)):
-        raise ConfigError(f"--cuts {text!r} does not ascend from at least 1", hint="write for instance --cuts 4,9")
-    return cuts
-
-
 def verify(model: Path, stages: int, cuts: str | None, as_json: bool) -> int:
     """Compare whole and split; 0 when they agree or the model is refused with a reason, 1 otherwise."""
-    report = verify_model(model.expanduser().absolute(), stages, parse_cuts(cuts))
+    report = verify_model(model.expanduser().absolute(), stages, parse_cuts(cuts) if cuts else None)
     if as_json:
         write_json(report)
     else:

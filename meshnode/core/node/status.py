@@ -86,6 +86,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     deployments: tuple[DeploymentStatus, ...] = ()
     opening: dict[str, tuple[int, int]] = {}
     """Models of this node that are being hashed: bytes done, bytes in all."""
+    problems: tuple[str, ...] = ()
+    """Models of this node that could not be loaded, and why; the latest last."""
     stages: dict[str, int] = {}
     """Stage processes of this node: `<run>/<stage>` -> process id."""
     counters: dict[str, int] = {}

@@ -8,9 +8,7 @@ import msgspec
 import pytest
 
 from meshnode.app.cli import main
-from meshnode.app.cli.measuring import parse_cuts
 from meshnode.demo import MODEL
-from meshnode.errors import ConfigError
 
 
 def ended(*arguments: str) -> int:
@@ -18,17 +16,6 @@ def ended(*arguments: str) -> int:
         main(arguments)
     code = exit_.value.code
     return code if isinstance(code, int) else 0
-
-
-@pytest.mark.parametrize(("text", "cuts"), [(None, None), ("4", (4,)), (" 4, 9 ", (4, 9))])
-def test_cuts_are_layers_in_order(text: str | None, cuts: tuple[int, ...] | None) -> None:
-    assert parse_cuts(text) == cuts
-
-
-@pytest.mark.parametrize("text", ["", "4,", "0,4", "9,4", "4,4", "four", "-1", "4.5", "123456"])
-def test_what_is_no_list_of_cuts_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        parse_cuts(text)
 
 
 @pytest.mark.native

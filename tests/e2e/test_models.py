@@ -1,0 +1,94 @@
+"""What a person does with models and machines of a running mesh: load, unload, drain, look at a cut-over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode.demo import EXPECTED_ANSWER, MODEL, QUESTION
+from tests.e2e.nodes import RealMesh, RealNode, run_cli, until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealMesh]:
+    """Two nodes; the second alone has room for the whole model, and for a second one."""
+    made = RealMesh(tmp_path_factory.mktemp("mesh"))
+    try:
+        made.found("one", "--context", "2048", "--memory", "153MB")
+        made.join("two", "--memory", "400MB")
+        until("the first model is served", made.nodes[0].serving)
+        yield made
+    finally:
+        made.close()
+
+
+def asked(node: RealNode, *arguments: str) -> tuple[int, str]:
+    result = run_cli(*arguments, "--data", str(node.data))
+    return result.returncode, result.stdout + result.stderr
+
+
+def ask(node: RealNode, model: str) -> str:
+    message: Any = {"role": "user", "content": QUESTION}
+    answer = node.client().chat.completions.create(model=model, messages=[message], temperature=0)
+    return answer.choices[0].message.content or ""
+
+
+def states(node: RealNode) -> dict[str, Any]:
+    return {each["model"]: each for each in node.status()["deployments"] if each["state"] == "serving"}
+
+
+def test_a_second_model_is_loaded_answers_beside_the_first_and_goes_again(mesh: RealMesh, tmp_path: Path) -> None:
+    one, two = mesh.nodes
+    second = tmp_path / "second.gguf"
+    shutil.copy(MODEL, second)
+    code, text = asked(one, "load", str(second), "--context", "512", "--cuts", "4", "--json")
+    assert (code, json.loads(text)) == (0, {"model": "second"})
+    until("both are served", lambda: {"meshnode-demo", "second"} <= states(one).keys())
+    assert [(stage["first"], stage["last"]) for stage in states(one)["second"]["stages"]] == [(0, 4), (4, 10)]
+    until("the other node lists it", lambda: "second" in states(two))
+    assert [ask(two, name) for name in ("meshnode-demo", "second")] == [EXPECTED_ANSWER, EXPECTED_ANSWER]
+    assert asked(one, "load", str(second))[0] == 2, "it is served already"
+    code, text = asked(two, "unload", "second")
+    assert (code, "loaded by one" in text) == (2, True)
+    assert asked(one, "unload", "second")[0] == 0
+    until("it is gone", lambda: "second" not in states(one) and "second" not in states(two))
+    assert ask(two, "meshnode-demo") == EXPECTED_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "words"),
+    [
+        ("missing.gguf", (), "there is no model file"),
+        ("junk.gguf", (), "junk.gguf"),
+        ("good.gguf", ("--kv-type", "q3_x"), "KV type"),
+        ("good.gguf", ("--context", "99999999"), "context"),
+        ("good.gguf", ("--replicas", "99"), "replicas"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_in_one_message_and_nothing_changes(
+    file: str, options: tuple[str, ...], words: str, mesh: RealMesh, tmp_path: Path
+) -> None:
+    (tmp_path / "junk.gguf").write_bytes(b"GGUF" + bytes(100))
+    shutil.copy(MODEL, tmp_path / "good.gguf")
+    code, text = asked(mesh.nodes[0], "load", str(tmp_path / file), *options)
+    assert (code, words in text) == (2, True), text
+    assert "Traceback" not in text
+    assert states(mesh.nodes[0]).keys() == {"meshnode-demo"}
+
+
+def test_a_dry_run_tells_what_draining_would_leave_and_changes_nothing(mesh: RealMesh) -> None:
+    one = mesh.nodes[0]
+    before = states(one)["meshnode-demo"]
+    code, text = asked(one, "cutover", "--dry-run", "--json")
+    assert (code, json.loads(text)["pipelines"][0]["verdict"]) == (0, "keep")
+    assert states(one)["meshnode-demo"]["run"] == before["run"]
+    assert asked(one, "cutover", "nothing", "--dry-run")[0] == 2
+    code, text = asked(one, "drain", "nobody")
+    assert (code, "nobody" in text) == (2, True)
