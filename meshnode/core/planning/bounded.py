@@ -1,8 +1,8 @@
 """A good order of nodes where there are too many to look at all: start from some order and improve it step by step.
 
-One move replaces a node, puts one in, takes one out, or swaps two neighbours; each is judged with the best cuts that it
-allows, from the best times up to the place of the move and from there on. The work is counted in cells of matrices, not
-timed: every machine makes the same moves.
+One move puts a node in, takes one out, replaces one, or swaps two neighbours. A sweep goes along the pipeline and makes
+the best move at every place at once; each is judged with the best cuts that it allows, from the best times up to the
+place and from there on. The work is counted in cells of matrices, not timed: every machine makes the same moves.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import numpy as np
 from meshnode.core.planning.lattice import START, Seat, Slices
 from meshnode.core.planning.pace import NEVER, Matrix
 
-BUDGET_CELLS = 24_000_000
-"""In all, for one start: 2,400 moves on a model of 100 layers, 50 ms on a 2-core machine."""
+BUDGET_CELLS = 12_000_000
+"""For one start, and CELLS_A_MOVE beside: 30 ms on a 2-core machine."""
 
-ROUNDS = 4
-"""The budget allows at least so many rounds of moves: in a long pipeline fewer nodes are tried at each place."""
+CELLS_A_MOVE = 2_000
+"""What a move costs whatever the size of its matrix: the calls."""
+
+SWEEPS = 3
+"""The budget allows so many at least: in a long pipeline fewer nodes are tried at each place."""
 
 BARRED = 1 << 53
 """A hop that is not possible counts as nine seconds while moves are judged: the fewer there are, the better."""
 
-Move = tuple[int, tuple[int, ...]]
-"""(ticks, the order that it makes)."""
+Order = tuple[int, ...]
 
 
 def chain(slices: Slices, order: Sequence[int]) -> list[Seat]:
@@ -38,7 +40,7 @@ def chain(slices: Slices, order: Sequence[int]) -> list[Seat]:
     return seats
 
 
-def improved(slices: Slices, order: Sequence[int], candidates: Sequence[int], most: int) -> tuple[int, ...]:
+def improved(slices: Slices, order: Sequence[int], candidates: Sequence[int], most: int) -> Order:
     """The order after moves that make a token faster, as long as there are any and the budget lasts.
 
     `candidates`: nodes to try, the most promising first. `most`: no more stages than this.
@@ -52,50 +54,62 @@ class _Climb:
         self._pace = slices.pace
         self._candidates = candidates
         self._most = most
-        self._left = BUDGET_CELLS // slices.cells
+        self._left = BUDGET_CELLS
+        self._nothing = np.full(slices.layers + 1, NEVER, np.int64)
 
-    def run(self, order: tuple[int, ...]) -> tuple[int, ...]:
-        """One best move after the other."""
-        time: int | None = None
-        tried = max(2, self._left // (ROUNDS * (2 * len(order) + 1)))
-        while self._left > 0:
-            now, moves = self._moves(order, self._candidates[:tried])
-            time = now if time is None else time
-            best = min(moves, default=None)
-            if best is None or best[0] >= time:
-                break
-            time, order = best
+    def run(self, order: Order) -> Order:
+        """Sweep after sweep, until one changes nothing."""
+        swept: Order = ()
+        while swept != order and self._left > 0:
+            swept, order = order, self._sweep(order)
         return order
 
-    def _moves(self, order: tuple[int, ...], candidates: Sequence[int]) -> tuple[int, Iterator[Move]]:
-        heads, tails = self._heads(order), self._tails(order)
-        now = int((heads[-1] + tails[-1]).min()) + self._back(order)
-        return now, self._each(order, heads, tails, [node for node in candidates if node not in order])
+    def _sweep(self, order: Order) -> Order:
+        tails = self._tails(order)
+        head = self._nothing.copy()
+        head[0] = 0
+        tried = self._candidates[: self._width(order)]
+        time = int((head + self._hop(None, order[0]) + tails[-1]).min()) + self._back(order)
+        place = 0
+        while place <= len(order) and self._left > 0:
+            others = [node for node in tried if node not in order]
+            best = min(self._moves(order, place, (head, tails), others), default=None)
+            if best is not None and best[0] < time:
+                shorter = len(best[1]) < len(order)
+                time, order = best
+                if shorter:
+                    continue
+            if place < len(order):
+                head = self._through(head + self._hop(order[place - 1] if place else None, order[place]), order[place])
+            place += 1
+        return order
 
-    def _each(
-        self, order: tuple[int, ...], heads: list[Matrix], tails: list[Matrix], others: Sequence[int]
-    ) -> Iterator[Move]:
-        count = len(order)
-        for place in range(count + 1):
-            before, after = order[:place], order[place:]
-            if count < self._most:
-                for node in others:
-                    yield self._with(before, (node,), after, (heads[place], tails[place]))
-            if place == count:
-                return
-            if count > 1:
-                yield self._with(before, (), after[1:], (heads[place], tails[place + 1]))
+    def _width(self, order: Order) -> int:
+        """How many nodes can be tried at each place, twice, in one of the sweeps."""
+        cells = sum(self._slices.band(node).cells + CELLS_A_MOVE for node in order) // len(order)
+        return max(2, BUDGET_CELLS // SWEEPS // (2 * (len(order) + 1) * cells))
+
+    def _moves(
+        self, order: Order, place: int, times: tuple[Matrix, list[Matrix]], others: Sequence[int]
+    ) -> Iterator[tuple[int, Order]]:
+        """(ticks, the order it makes) of each move at `place`; `times`: the best up to there, and of the last k."""
+        before, after = order[:place], order[place:]
+        if len(order) < self._most:
             for node in others:
-                yield self._with(before, (node,), after[1:], (heads[place], tails[place + 1]))
-            if place + 1 < count:
-                swapped = (order[place + 1], order[place])
-                yield self._with(before, swapped, order[place + 2 :], (heads[place], tails[place + 2]))
+                yield self._made(times, before, (node,), after)
+        if not after:
+            return
+        if len(order) > 1:
+            yield self._made(times, before, (), after[1:])
+        for node in others:
+            yield self._made(times, before, (node,), after[1:])
+        if len(after) > 1:
+            yield self._made(times, before, (after[1], after[0]), after[2:])
 
-    def _with(
-        self, before: tuple[int, ...], middle: tuple[int, ...], after: tuple[int, ...], ends: tuple[Matrix, Matrix]
-    ) -> Move:
-        """`before`, `middle`, `after` in a row; `ends`: best times up to the end of `before`, and from `after` on."""
-        value, tail = ends
+    def _made(
+        self, times: tuple[Matrix, list[Matrix]], before: Order, middle: Order, after: Order
+    ) -> tuple[int, Order]:
+        value, tails = times
         last = before[-1] if before else None
         for node in middle:
             value = self._through(value + self._hop(last, node), node)
@@ -103,37 +117,28 @@ class _Climb:
         if after:
             value = value + self._hop(last, after[0])
         order = before + middle + after
-        return int((value + tail).min()) + self._back(order), order
+        return int((value + tails[len(after)]).min()) + self._back(order), order
 
     def _hop(self, source: int | None, target: int) -> int:
         return min(BARRED, self._pace.enter(target) if source is None else self._pace.hop(source, target))
 
-    def _back(self, order: tuple[int, ...]) -> int:
+    def _back(self, order: Order) -> int:
         return min(BARRED, self._pace.back(order[-1], order[0]))
 
     def _through(self, value: Matrix, node: int) -> Matrix:
-        self._left -= 1
-        through: Matrix = np.minimum((value[:, None] + self._slices.time(node)).min(axis=0), NEVER)
-        return through
+        band = self._slices.band(node)
+        self._left -= band.cells + CELLS_A_MOVE
+        return band.onward(value)
 
-    def _heads(self, order: tuple[int, ...]) -> list[Matrix]:
-        """Best times to have placed layers [0, b) on the first k nodes, for k = 0, 1, ..."""
-        start = np.full(self._slices.layers + 1, NEVER, np.int64)
-        start[0] = 0
-        heads = [start]
-        for place, node in enumerate(order):
-            heads.append(self._through(heads[-1] + self._hop(order[place - 1] if place else None, node), node))
-        return heads
-
-    def _tails(self, order: tuple[int, ...]) -> list[Matrix]:
-        """Best times for layers [b, all) on the nodes from the k-th on, without the hop to it and the way back."""
-        end = np.full(self._slices.layers + 1, NEVER, np.int64)
+    def _tails(self, order: Order) -> list[Matrix]:
+        """Best times for layers [b, all) on the last k nodes, without the hop to them and the way back."""
+        end = self._nothing.copy()
         end[self._slices.layers] = 0
-        tails = [end]
-        for place in reversed(range(len(order))):
-            after = tails[-1]
-            if place + 1 < len(order):
-                after = after + self._hop(order[place], order[place + 1])
-            self._left -= 1
-            tails.append(np.minimum((self._slices.time(order[place]) + after[None, :]).min(axis=1), NEVER))
-        return tails[::-1]
+        tails, following = [end], None
+        for node in reversed(order):
+            after = tails[-1] if following is None else tails[-1] + self._hop(node, following)
+            band = self._slices.band(node)
+            self._left -= band.cells + CELLS_A_MOVE
+            tails.append(band.backward(after))
+            following = node
+        return tails

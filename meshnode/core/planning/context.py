@@ -37,11 +37,8 @@ class Costs:
     output: int
     whole_saving: int
     """A whole tied model keeps one copy of its token embedding."""
-
-    @property
-    def layers(self) -> int:
-        """Layers of the model."""
-        return len(self.prefix) - 1
+    layers: int
+    """Of the model."""
 
     def need(self, first: int, last: int) -> int:
         """Bytes that the slice [first, last) takes on its node. Grows with `last`."""
@@ -77,6 +74,7 @@ def costs_of(footprint: ModelFootprint, context: int, lanes: int, kv_type: str) 
         embedding=footprint.embedding_bytes,
         output=footprint.output_bytes,
         whole_saving=footprint.embedding_bytes if footprint.tied else 0,
+        layers=len(layers),
     )
 
 

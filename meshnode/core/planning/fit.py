@@ -6,7 +6,6 @@ Every order of up to EXACT_NODES nodes is covered; of more, a bounded list. Says
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -35,6 +34,7 @@ class Fit:
         self._costs = costs
         self._reach: dict[int, tuple[int, ...]] = {}
         self._best: dict[int, int] = {}
+        self._last: dict[int, int] = {}
         self._orders_left = ORDERS_TRIED
         self._allowed = tuple(sum(1 << end for end in ends) for ends in cuts.ends)
 
@@ -58,6 +58,7 @@ class Fit:
         The k largest decide whether k nodes can do it at all: in any split that fits, a larger node can stand in for a
         smaller one. So no subset is enumerated.
         """
+        self._orders_left = ORDERS_TRIED
         if rooms and self.whole(rooms[0]):
             return (0,)
         for count in range(2, min(len(rooms), self._cuts.stages_max, STAGES) + 1):
@@ -70,18 +71,31 @@ class Fit:
         """For each first layer, the set (as bits) of the ends that fit into `room` bytes."""
         known = self._reach.get(room)
         if known is None:
-            known = self._reach[room] = tuple(self._reach_from(first, room) for first in range(self._costs.layers))
+            known = self._reach[room] = self._reached(room)
         return known
 
-    def _reach_from(self, first: int, room: int) -> int:
-        costs, prefix = self._costs, self._costs.prefix
-        left = room - costs.each - (costs.embedding if first == 0 else 0)
-        if left < 0:
-            return 0
-        furthest = bisect_right(prefix, prefix[first] + left) - 1
-        ends = self._allowed[first] & ((2 << furthest) - 1) & ~(1 << costs.layers)
-        final = self._allowed[first] >> costs.layers & 1 and costs.need(first, costs.layers) <= room
-        return ends | 1 << costs.layers if final else ends
+    def _reached(self, room: int) -> tuple[int, ...]:
+        costs, layers = self._costs, self._costs.layers
+        prefix, end = costs.prefix, 1 << layers
+        found, furthest = [], 0
+        for first, allowed in enumerate(self._allowed):
+            limit = prefix[first] + room - costs.each - (costs.embedding if first == 0 else 0)
+            while furthest < layers and prefix[furthest + 1] <= limit:
+                furthest += 1  # grows with `first`: a slice that begins later ends later
+            ends = allowed & ((2 << furthest) - 1) & ~end
+            if allowed & end and costs.need(first, layers) <= room:
+                ends |= end
+            found.append(ends)
+        return tuple(found)
+
+    def _latest(self, room: int) -> int:
+        """Where the longest slice that ends with the model begins; `layers`: this node cannot be the last."""
+        known = self._last.get(room)
+        if known is None:
+            reach, layers = self.reach(room), self._costs.layers
+            known = next((first for first in range(1, layers) if reach[first] >> layers & 1), layers)
+            self._last[room] = known
+        return known
 
     def holds(self, rooms: Sequence[int]) -> bool:
         """Whether nodes of these sizes, in this order and all used, hold every layer."""
@@ -156,8 +170,8 @@ class Fit:
             reach = self.reach(room)
             if ends := reach[0] & ~(1 << layers):
                 fronts.append((most[index] - prefix[ends.bit_length() - 1], index))
-            start = next((first for first in range(1, layers) if reach[first] >> layers & 1), None)
-            if start is not None:
+            start = self._latest(room)
+            if start < layers:
                 backs.append((most[index] - prefix[-1] + prefix[start], index))
         spare = sum(most) - prefix[-1]
         pairs = sorted(

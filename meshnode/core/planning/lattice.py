@@ -56,6 +56,41 @@ class Found:
     time: int
 
 
+class Band:
+    """Times of one node by length of slice: two narrow matrices instead of one that is mostly NEVER."""
+
+    def __init__(self, times: Matrix) -> None:
+        self.times = times
+        lengths = np.flatnonzero([(times.diagonal(length) < NEVER).any() for length in range(len(times))])
+        self._longest = longest = int(lengths[-1]) if len(lengths) else 0
+        self._size = size = len(times)
+        # [last, longest - length] and [first, length]: as the windows below see a vector of values
+        self._by_last = np.full((size, longest + 1), NEVER, np.int64)
+        self._by_first = np.full((size, longest + 1), NEVER, np.int64)
+        for length in range(1, longest + 1):
+            self._by_last[length:, longest - length] = times.diagonal(length)
+            self._by_first[: size - length, length] = times.diagonal(length)
+        self._beyond = np.full(longest, NEVER, np.int64)
+
+    @property
+    def cells(self) -> int:
+        """What one use costs."""
+        return self._by_last.size
+
+    def onward(self, value: Matrix) -> Matrix:
+        """Least times to have placed layers [0, b) with this node as the last, given those without it."""
+        return self._through(np.concatenate((self._beyond, value)), self._by_last)
+
+    def backward(self, value: Matrix) -> Matrix:
+        """Least times for layers [b, all) with this node as the first, given those of the nodes after it."""
+        return self._through(np.concatenate((value, self._beyond)), self._by_first)
+
+    def _through(self, padded: Matrix, times: Matrix) -> Matrix:
+        windows: Matrix = np.ndarray(times.shape, np.int64, padded, 0, (padded.itemsize, padded.itemsize))
+        least: Matrix = np.minimum((windows + times).min(axis=1), NEVER)
+        return least
+
+
 class Slices:
     """Times and bytes to fetch of every slice that a node has room for, as matrices [first, last]."""
 
@@ -79,6 +114,7 @@ class Slices:
         self._count = np.arange(layers + 1)[None, :] - np.arange(layers + 1)[:, None]
         self._missing = missing
         self._times: dict[tuple[int, int, int, int], Matrix] = {}
+        self._bands: dict[int, Band] = {}
 
     @property
     def cells(self) -> int:
@@ -96,6 +132,16 @@ class Slices:
             fits = self._need <= min(room, _ROOM_MAX - 1)
             ticks = np.where(fits, self._read, 0) * tempo.byte + self._count * tempo.layer + tempo.step
             known = self._times[key] = np.where(fits, ticks, NEVER)
+        return known
+
+    def band(self, node: int) -> Band:
+        """The same without the slices that are longer than the node has room for."""
+        times = self.time(node)
+        known = self._bands.get(id(times))
+        if known is None or known.times is not times:
+            if len(self._bands) * self.cells > _KEPT_CELLS:
+                self._bands.clear()
+            known = self._bands[id(times)] = Band(times)
         return known
 
     def fetch(self, node: int) -> Matrix:

@@ -83,8 +83,10 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     left = tuple(node for node in nodes if node.node not in taken)
     busy = tuple(Exclusion(node.node, node.name, node.usable_bytes, "replica") for node in nodes if node.node in taken)
 
+    cuts, fits = cuts_wanted(demand, footprint), dict[tuple[int, int, str], Fit]()
+
     def room(other: Demand, offered: Nodes) -> int | None:
-        return Search(other, footprint, inventory, cuts_wanted(other, footprint)).room(offered)
+        return Search(other, footprint, inventory, cuts, fits).room(offered)
 
     return explain(
         wanted,
@@ -127,12 +129,21 @@ def _one_after_the_other(search: Search, nodes: Nodes, count: int) -> list[Place
 class Search:
     """Looks for placements of one demand, with these slices allowed."""
 
-    def __init__(self, demand: Demand, footprint: ModelFootprint, inventory: Inventory, cuts: Cuts) -> None:
+    def __init__(
+        self,
+        demand: Demand,
+        footprint: ModelFootprint,
+        inventory: Inventory,
+        cuts: Cuts,
+        fits: dict[tuple[int, int, str], Fit] | None = None,
+    ) -> None:
+        """`fits`: what was found out about the same model and cuts before, by context, lanes and KV type."""
         self.demand = demand
         self.inventory = inventory
         self.kv_type = resolve_kv_type(demand, footprint)
         self._footprint = footprint
         self._cuts = cuts
+        self._fits = {} if fits is None else fits
         self._head = head_of(demand, inventory)
         self._targets = (demand.context,) if demand.context else automatic_targets(footprint)
 
@@ -183,7 +194,12 @@ class Search:
         return Placement(found.order, found.ends, context, lanes, placement.choice, placement.pace)
 
     def _fit(self, context: int, lanes: int) -> Fit:
-        return Fit(self._cuts, costs_of(self._footprint, context, lanes, self.kv_type))
+        key = context, lanes, self.kv_type
+        known = self._fits.get(key)
+        if known is None:
+            costs = costs_of(self._footprint, context, lanes, self.kv_type)
+            known = self._fits[key] = Fit(self._cuts, costs)
+        return known
 
     def _cut(self, placement: Placement, context: int, lanes: int) -> Lattice:
         """All ways to cut the model over the nodes of `placement` in their order."""
