@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from meshnode.core.coordination.ledger import Word as Said
 from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
@@ -209,8 +210,8 @@ class Checks:
         return authority.admit(authority.chain).signed(Domain.ANNOUNCEMENT, raw, signature)
 
     def _grants(self, machine: Machine, grant: Grant) -> None:
-        disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, int]) if machine.disk.ledger else {}
-        if disk.get(grant.deployment, 0) < grant.fence.term:
+        disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, Said]) if machine.disk.ledger else {}
+        if disk.get(grant.deployment, Said()).promised < grant.fence.term:
             self.fail("broken word", f"{machine.name} grants {grant.fence} before it is on disk")
         granted = self.words[machine.node].granted
         granted[grant.deployment] = max(granted.get(grant.deployment, 0), grant.fence.term)
@@ -262,6 +263,6 @@ class Checks:
             assert machine.mediator is not None
             for fence, run in machine.mediator.ledger.held.items():
                 coordinator = self.world.machines[run.claim.coordinator].mediator
-                if coordinator is None or coordinator.run_of(fence) is None:
+                if coordinator is None or not coordinator.coordinates(fence):
                     found.append(f"{machine.name} still holds {fence}")
         return found

@@ -15,14 +15,18 @@ from meshnode.core.planning import make_plan
 from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import Claim, Connected, Failed, Prepare, Progress, Ready
+from meshnode.wire.messages import Claim, Connected, Failed, Fetched, Prepare, Progress, Ready
 
 if TYPE_CHECKING:
     from sim.machine import Machine
 
 PLAN_S = 0.02
 LOAD_S = 0.3
+FETCH_S = 1.0
+ADOPT_S = 0.02
 CONNECT_S = 0.05
+STREAMS_S = 3.0
+"""Answers under way take so long at most."""
 SILENCE_S = 2.0
 """Heartbeats come every 250 ms; a pipeline is lost after so long without (NETWORK)."""
 WATCH_S = 0.5
@@ -35,6 +39,10 @@ class Engine:
         self.machine = machine
         self.stages: dict[Fence, dict[int, str]] = {}
         self.heads: dict[Fence, Claim] = {}
+        self.serving: dict[Fence, Claim] = {}
+        """Heads that take requests."""
+        self.kept: dict[tuple[Fence, int], str] = {}
+        """Loaded stages of another run that wait for their new place."""
         self.reached_at: dict[Fence, float] = {}
 
     def carry_out(self, effect: do.Effect) -> None:
@@ -47,12 +55,19 @@ class Engine:
             case do.ConnectStages():
                 self._connect(effect.fence)
             case do.StopStages():
-                self.stages.pop(effect.fence, None)
+                self._stop(effect)
+            case do.RenewStages():
+                pass  # a stage here ends with its node, or by its order
             case do.OpenHead():
                 self.heads[effect.claim.fence] = effect.claim
                 self.machine.after(CONNECT_S * 2, lambda: self._open(effect.claim))
+            case do.ServeHead():
+                self.serving[effect.fence] = self.heads[effect.fence]
+            case do.DrainHead():
+                self._drain(effect.fence)
             case do.CloseHead():
                 self.heads.pop(effect.fence, None)
+                self.serving.pop(effect.fence, None)
             case _:
                 self.machine.world.unhandled(self.machine, effect)
 
@@ -60,6 +75,8 @@ class Engine:
         """The machine died."""
         self.stages.clear()
         self.heads.clear()
+        self.serving.clear()
+        self.kept.clear()
 
     def alive(self, fence: Fence, stage: int) -> bool:
         """Whether this stage process runs, and is not frozen with its machine."""
@@ -75,6 +92,14 @@ class Engine:
 
     def _prepare(self, order: Prepare) -> None:
         fence, stage = order.fence, order.stage
+        if order.hold:
+            self.stages.setdefault(fence, {})[stage] = "fetching"
+            self._report(FETCH_S * self.machine.random.random(), Fetched(fence, stage))
+            return
+        if self.kept.pop((fence, stage), None) is not None:
+            self.stages.setdefault(fence, {})[stage] = "adopted"
+            self._report(ADOPT_S, Ready(fence, stage))
+            return
         self.stages.setdefault(fence, {})[stage] = "loading"
         if self._fails():
             self._report(LOAD_S / 2, Failed(fence, stage, "load_failed", "the slice does not load"))
@@ -85,6 +110,19 @@ class Engine:
             self._report(load, Failed(fence, stage, "probe_failed", "the probe gave no numbers"))
         else:
             self._report(load, Ready(fence, stage))
+
+    def _stop(self, order: do.StopStages) -> None:
+        stages = self.stages.pop(order.fence, {})
+        for key in [key for key in self.kept if key[0] == order.fence]:
+            del self.kept[key]
+        for kept in order.kept:
+            if kept.before in stages:
+                self.kept[kept.fence, kept.stage] = stages[kept.before]
+
+    def _drain(self, fence: Fence) -> None:
+        claim = self.serving.pop(fence, None)
+        if claim is not None:
+            self.machine.later(STREAMS_S * self.machine.random.random(), on.HeadDrained(fence))
 
     def _connect(self, fence: Fence) -> None:
         for stage in self.stages.get(fence, {}):
@@ -116,6 +154,7 @@ class Engine:
 
     def _lost(self, fence: Fence, message: str) -> None:
         self.heads.pop(fence, None)
+        self.serving.pop(fence, None)
         self.machine.hand(on.HeadFailed(fence, message))
 
     def _whole(self, claim: Claim) -> bool:
@@ -132,7 +171,7 @@ class Engine:
     def _fails(self) -> bool:
         return self.machine.random.random() < self.machine.world.faults.stage_failure
 
-    def _report(self, delay: float, report: Progress | Ready | Connected | Failed) -> None:
+    def _report(self, delay: float, report: Progress | Fetched | Ready | Connected | Failed) -> None:
         fence, stage = report.fence, report.stage
 
         def tell() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshnode.core.coordination.run import State
-from meshnode.core.membership.rules import RULES, Rules
+from meshnode.core.node.mediator import NODE_RULES, NodeRules
 from sim.agenda import stream
 from sim.checks import Violation
 from sim.faults import Faults
@@ -40,7 +40,7 @@ class Setting:
     nodes: int = 20
     profile: str = "wan"
     until: float = 120.0
-    rules: Rules = RULES
+    rules: NodeRules = NODE_RULES
 
     @property
     def command(self) -> str:

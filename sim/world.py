@@ -8,10 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.mediator import Mediator, Self
+from meshnode.core.node.mediator import NODE_RULES, Mediator, NodeRules, Self
 from meshnode.core.planning import Demand
 from meshnode.core.planning.demand import DeploymentId
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
@@ -48,7 +47,7 @@ class World:
 
     seed: int
     profile: Profile
-    rules: Rules = RULES
+    rules: NodeRules = NODE_RULES
 
     def __post_init__(self) -> None:
         self.agenda = Agenda()

@@ -1,7 +1,7 @@
 """Heads of the runs this node coordinates: connect to first and last stage, probe, serve.
 
-Invariant: a run is served from the moment its probe came back until its pipeline ends, and every head that was opened
-is reported once as opened or failed, and once more when it ends.
+Invariants: a head takes requests from `serve` to `drain`, and a request that found one is never sent to another that
+does not; every head that was opened is reported once as opened or failed, and once more when it ends.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.shelf import ServableModel
-from meshnode.core.coordination.run import Hops
-from meshnode.core.node.events import Event, HeadFailed, HeadOpened
+from meshnode.app.shelf import ServableModel, unavailable
+from meshnode.core.coordination.orders import Hops
+from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
@@ -42,7 +42,7 @@ PROBE_TOKENS = 16
 """A short prompt through every stage before the run is listed (COORDINATION, probe)."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ServedRun:
     """io.http.backend.ServedModel of one run."""
 
@@ -50,6 +50,12 @@ class ServedRun:
     pipeline: HeadPipeline
     claim: Claim
     created: int
+    present: Callable[[str], ServedRun | None]
+    """The run of a deployment that takes requests at the moment."""
+    streams: int = 0
+    """Generations under way."""
+    draining: bool = False
+    drained: trio.Event = field(default_factory=trio.Event)
 
     @property
     def id(self) -> str:
@@ -80,9 +86,25 @@ class ServedRun:
         rejected = {f"rejected_{reason}": count for reason, count in now.rejected.items()}
         return {"lanes": now.lanes, "lanes_busy": now.lanes_busy, "queued": now.queued, **rejected}
 
-    def generate(self, request: Generation) -> AbstractAsyncContextManager[AsyncIterator[Sampled]]:
-        """Stream one generation."""
-        return self.pipeline.generate(request)
+    @asynccontextmanager
+    async def generate(self, request: Generation) -> AsyncIterator[AsyncIterator[Sampled]]:
+        """Stream one generation through the run that takes requests now: since the request was looked up, this one may
+        have been told to drain. Raises Unavailable where none does."""
+        run = self.present(self.claim.deployment)
+        if run is None:
+            raise unavailable(self.id)
+        run.streams += 1
+        try:
+            async with run.pipeline.generate(request) as tokens:
+                yield tokens
+        finally:
+            run.streams -= 1
+            run.look()
+
+    def look(self) -> None:
+        """Notice when the last stream of a run that drains has ended."""
+        if self.draining and not self.streams:
+            self.drained.set()
 
 
 class Heads:
@@ -103,7 +125,9 @@ class Heads:
         self._post = post
         self._scopes: dict[Fence, trio.CancelScope] = {}
         self._returns: dict[Fence, trio.MemoryReceiveChannel[socket.socket]] = {}
+        self._opened: dict[Fence, ServedRun] = {}
         self.serving: dict[Fence, ServedRun] = {}
+        """Those that take requests."""
 
     def expect(self, claim: Claim, hops: Hops) -> None:
         """Take the last stage's connection, before any stage is told to dial; `close` may follow at once."""
@@ -132,11 +156,32 @@ class Heads:
             self._seats.close(hops.tokens[-1])
             self._scopes.pop(claim.fence, None)
             self.serving.pop(claim.fence, None)
+            self._opened.pop(claim.fence, None)
             _close_all(self._returns.pop(claim.fence))
+
+    def serve(self, fence: Fence) -> None:
+        """Send requests to the head of `fence` from now on, again if it was to drain. One that was lost is reported."""
+        run = self._opened.get(fence)
+        if run is not None:
+            run.draining = False
+            self.serving[fence] = run
+
+    def drain(self, fence: Fence) -> None:
+        """Send no new request to the head of `fence`; HeadDrained follows when nothing streams through it."""
+        run = self.serving.pop(fence, None)
+        if run is not None:
+            run.draining = True
+            run.look()
+
+    def present(self, deployment: str) -> ServedRun | None:
+        """The run of `deployment` that takes requests."""
+        found = [run for run in self.serving.values() if run.claim.deployment == deployment]
+        return max(found, key=lambda run: run.claim.fence, default=None)
 
     def close(self, fence: Fence) -> None:
         """End the head of `fence`; requests in it get a typed error."""
-        run = self.serving.pop(fence, None)
+        self.serving.pop(fence, None)
+        run = self._opened.pop(fence, None)
         if run is not None:
             run.pipeline.drain("the run ended")
         scope = self._scopes.get(fence)
@@ -162,10 +207,18 @@ class Heads:
                 await nursery.start(pipeline.run)
                 await self._probe(pipeline, claim, options.vocabulary)
                 opening.deadline = float("inf")
-                self.serving[claim.fence] = ServedRun(model, pipeline, claim, created)
+                run = self._opened[claim.fence] = ServedRun(model, pipeline, claim, created, self.present)
                 await self._post(HeadOpened(claim.fence))
+                await self._tell_drained(run)
         if opening.cancelled_caught:
             raise StageLost(f"the pipeline did not answer within {OPEN_S:g} s")
+
+    async def _tell_drained(self, run: ServedRun) -> None:
+        while True:
+            await run.drained.wait()
+            run.drained = trio.Event()
+            if run.draining:
+                await self._post(HeadDrained(run.claim.fence))
 
     def _head_credentials(self, name: str) -> Credentials:
         node = self._credentials()

@@ -12,7 +12,7 @@ from typing import Protocol, assert_never
 
 import trio
 
-from meshnode.core.coordination.run import Hops
+from meshnode.core.coordination.orders import Hops
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, HeadFailed, PlanFailed, Planned, Received, StageReported, TimePassed
 from meshnode.core.node.mediator import Mediator
@@ -30,6 +30,9 @@ LONGEST_SLEEP_S = 1.0
 """A machine that was suspended notices within this time."""
 
 BUG = "an internal error; this node's log says more"
+
+
+HeadEffect = do.OpenHead | do.ServeHead | do.DrainHead | do.CloseHead
 
 
 class Links(Protocol):
@@ -57,8 +60,11 @@ class Stages(Protocol):
     async def connect(self, fence: Fence) -> None:
         """Dial the downstream of the stages of `fence`; reports by itself."""
 
-    def stop(self, fence: Fence) -> None:
-        """End the stages of `fence`."""
+    def stop(self, fence: Fence, kept: tuple[do.Kept, ...]) -> None:
+        """End the stages of `fence`, but those that are kept for another run."""
+
+    async def renew(self, fence: Fence) -> None:
+        """The stages of `fence` may go on."""
 
 
 class Heads(Protocol):
@@ -69,6 +75,12 @@ class Heads(Protocol):
 
     async def open(self, claim: Claim, hops: Hops, created: int) -> None:
         """Connect and probe, then serve until the head ends; reports by itself."""
+
+    def serve(self, fence: Fence) -> None:
+        """Requests go to the head of `fence` from now on."""
+
+    def drain(self, fence: Fence) -> None:
+        """Let what streams through the head of `fence` finish; reports by itself."""
 
     def close(self, fence: Fence) -> None:
         """End the head of `fence`."""
@@ -189,15 +201,28 @@ class Runtime:
             case do.ConnectStages():
                 nursery.start_soon(self._guard, None, self._stages.connect, effect.fence)
             case do.StopStages():
-                self._stages.stop(effect.fence)
-            case do.OpenHead():
-                self._heads.expect(effect.claim, effect.hops)
-                lost = HeadFailed(effect.claim.fence, BUG)
-                nursery.start_soon(self._guard, lost, self._heads.open, effect.claim, effect.hops, effect.created)
-            case do.CloseHead():
-                self._heads.close(effect.fence)
+                self._stages.stop(effect.fence, effect.kept)
+            case do.RenewStages():
+                nursery.start_soon(self._guard, None, self._stages.renew, effect.fence)
+            case do.OpenHead() | do.ServeHead() | do.DrainHead() | do.CloseHead():
+                self._execute_head(effect, nursery, self._heads)
             case do.Trace():
                 log.info("%s", effect.message)
+            case _:
+                assert_never(effect)
+
+    def _execute_head(self, effect: HeadEffect, nursery: trio.Nursery, heads: Heads) -> None:
+        match effect:
+            case do.OpenHead():
+                heads.expect(effect.claim, effect.hops)
+                lost = HeadFailed(effect.claim.fence, BUG)
+                nursery.start_soon(self._guard, lost, heads.open, effect.claim, effect.hops, effect.created)
+            case do.ServeHead():
+                heads.serve(effect.fence)
+            case do.DrainHead():
+                heads.drain(effect.fence)
+            case do.CloseHead():
+                heads.close(effect.fence)
             case _:
                 assert_never(effect)
 

@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from meshnode.app.hops import HopSeats
+from meshnode.core.node.effects import Kept
 from meshnode.core.node.events import Event, StageReported
 from meshnode.errors import MeshError, StageError
 from meshnode.identity.certificates import make_stage, stage_name
@@ -27,7 +28,7 @@ from meshnode.io.stage.process import StageProcess
 from meshnode.wire import stage_protocol
 from meshnode.wire.fence import Fence
 from meshnode.wire.limits import STAGE_HANDSHAKES
-from meshnode.wire.messages import Connected, Failed, Prepare, Progress, Ready
+from meshnode.wire.messages import Connected, Failed, Fetched, Prepare, Progress, Ready
 
 log = logging.getLogger("meshnode.stage")
 
@@ -74,6 +75,12 @@ class _Running:
     reported_at: float = 0.0
     slice: Path | None = None
     ended: trio.Event = field(default_factory=trio.Event)
+    nursery: trio.Nursery | None = None
+
+    @property
+    def key(self) -> tuple[Fence, int]:
+        """Where it belongs at present."""
+        return self.order.fence, self.order.stage
 
 
 class Stages:
@@ -97,6 +104,8 @@ class Stages:
         self._hint = post.hint
         self._threads = threads
         self._running: dict[tuple[Fence, int], _Running] = {}
+        self._kept: dict[tuple[Fence, int], _Running] = {}
+        """Loaded stages that wait for the order of the run that adopts them."""
         self._ending: set[trio.Event] = set()
 
     def expect(self, order: Prepare) -> bool:
@@ -109,20 +118,29 @@ class Stages:
 
     async def prepare(self, order: Prepare) -> None:
         """Bring an expected stage up and watch it until it ends; every outcome is reported."""
-        key = (order.fence, order.stage)
-        running = self._running[key]
+        running = self._running[order.fence, order.stage]
+        kept = None if order.hold else self._kept.pop(running.key, None)
+        if kept is not None:
+            del self._running[running.key]
+            await self._adopt(kept, order)
+            return
         try:
             with running.scope:
-                for ended in list(self._ending):
-                    await ended.wait()
-                await self._run(running)
+                if order.hold:
+                    await self._slices.obtain(order, self._reporter(running, "fetching"))
+                else:
+                    for ended in list(self._ending):
+                        await ended.wait()
+                    await self._run(running)
         except* MeshError as errors:
             await self._failed(running, _first(errors))
         finally:
-            self._seats.close(order.upstream.token)
-            del self._running[key]
+            self._seats.close(running.order.upstream.token)
+            self._forget(running)
             self._ending.discard(running.ended)
             running.ended.set()
+        if order.hold and not running.scope.cancelled_caught:
+            await self._post(StageReported(Fetched(order.fence, order.stage)))
 
     async def connect(self, fence: Fence) -> None:
         """Dial the downstream of every stage of `fence` here."""
@@ -134,12 +152,57 @@ class Stages:
                 finally:
                     running.connecting = False
 
-    def stop(self, fence: Fence) -> None:
-        """End the stages of `fence`; a Prepare that follows waits until they are gone."""
-        for (owner, _), running in self._running.items():
-            if owner == fence:
+    def stop(self, fence: Fence, kept: tuple[Kept, ...] = ()) -> None:
+        """End the stages of `fence`, but those that another run keeps; a Prepare that follows waits until they are
+        gone."""
+        places = {place.before: (place.fence, place.stage) for place in kept}
+        for key, running in [*self._running.items(), *self._kept.items()]:
+            if key[0] != fence:
+                continue
+            if key[1] in places and running.process is not None:
+                self._forget(running)
+                self._kept[places[key[1]]] = running
+            else:
                 self._ending.add(running.ended)
                 running.scope.cancel()
+
+    async def renew(self, fence: Fence) -> None:
+        """The stages of `fence` may go on for another lease."""
+
+    async def _adopt(self, running: _Running, order: Prepare) -> None:
+        """Give a loaded stage its place in another run: a new certificate, new neighbours, empty lanes."""
+        stage, nursery = running.process, running.nursery
+        self._seats.close(running.order.upstream.token)
+        running.order = order
+        self._running[running.key] = running
+        try:
+            if stage is None or nursery is None:
+                raise StageError("stage_lost", "the stage that was to be adopted has ended")
+            credentials = await self._certificate(stage, order)
+            await stage.adopt(
+                stage_protocol.Adopt(
+                    chain=credentials.chain_pem,
+                    root=credentials.root_pem,
+                    upstream_name=order.upstream.peer_name,
+                    downstream_name=order.downstream.peer_name,
+                    fence=order.fence,
+                    stage=order.stage,
+                    stages=order.stages,
+                    clear=True,
+                )
+            )
+        except MeshError as error:
+            running.scope.cancel()
+            await self._failed(running, error)
+            return
+        self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
+        await self._post(StageReported(Ready(order.fence, order.stage)))
+
+    def _forget(self, running: _Running) -> None:
+        """It ended, wherever it belongs by now."""
+        for places in (self._running, self._kept):
+            for key in [key for key, each in places.items() if each is running]:
+                del places[key]
 
     def pids(self) -> dict[str, int]:
         """Process ids by `<run>/<stage>`, for figures and tests."""
@@ -183,7 +246,7 @@ class Stages:
                     threads=self._threads,
                 )
                 await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
-                running.process = stage
+                running.process, running.nursery = stage, nursery
                 self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
                 await self._post(StageReported(Ready(order.fence, order.stage)))
                 raise await stage.wait_lost()
@@ -192,12 +255,16 @@ class Stages:
                 with trio.CancelScope(shield=True):
                     await stage.shutdown(LEAVE_S)
 
-    async def _certify(self, stage: StageProcess, order: Prepare) -> None:
+    async def _certificate(self, stage: StageProcess, order: Prepare) -> Credentials:
+        """The stage's own key under its name in this run, signed by this node."""
         node = self._credentials()
         key = public_key_of(await stage.prepare())
         name = stage_name(order.stage, order.fence.run, node.node_id)
         leaf = make_stage(node.authority, key, name, datetime.now(UTC))
-        signed = Credentials(node.key, (leaf, *node.chain), node.root)
+        return Credentials(node.key, (leaf, *node.chain), node.root)
+
+    async def _certify(self, stage: StageProcess, order: Prepare) -> None:
+        signed = await self._certificate(stage, order)
         await stage.credentials(
             stage_protocol.Credentials(
                 chain=signed.chain_pem,

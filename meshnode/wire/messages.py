@@ -13,7 +13,9 @@ Growth is additive: unknown fields are ignored, missing ones take their defaults
     Claim -> Grant | Refuse               may I use your memory   core/coordination
     Prepare -> Progress*, Ready | Failed  fetch, start, load      core/coordination
     Connect -> Connected | Failed         dial the next stage     core/coordination
-    Commit, Abort -> (nothing)            it serves, or it ends   core/coordination
+    Commit -> Committed                   it serves               core/coordination
+    FenceOff, Abort -> (nothing)          an older run, it ends   core/coordination
+    Renew -> Renewed                      the lease goes on       core/coordination
 """
 
 from __future__ import annotations
@@ -181,6 +183,8 @@ class Claim(Message, frozen=True):
     layers: int
     options: RunOptions
     stages: tuple[ClaimedStage, ...]
+    releases: Fence | None = None
+    """The run of the same deployment in whose place it comes: what it holds may be booked again and taken over."""
 
 
 class Grant(Message, frozen=True):
@@ -199,6 +203,10 @@ class Refuse(Message, frozen=True):
     message: str
     promised: int = 0
     free_bytes: int = 0
+    holder_fence: Fence | None = None
+    """The run that is in the way, where one is."""
+    holder: NodeId = NodeId("")
+    """Its coordinator."""
 
 
 class Hop(msgspec.Struct, frozen=True):
@@ -226,6 +234,9 @@ class Prepare(Message, frozen=True):
     options: RunOptions
     upstream: Hop
     downstream: Hop
+    hold: bool = False
+    """Fetch and check what is missing, say Fetched, and touch nothing else: the run in whose place it comes still
+    serves. The same order without `hold` follows."""
 
 
 class Progress(Message, frozen=True):
@@ -236,6 +247,13 @@ class Progress(Message, frozen=True):
     phase: str
     done: int
     total: int
+
+
+class Fetched(Message, frozen=True):
+    """Everything that an order with `hold` needs is on this node's disk, checked."""
+
+    fence: Fence
+    stage: int
 
 
 class Ready(Message, frozen=True):
@@ -273,6 +291,34 @@ class Commit(Message, frozen=True):
     fence: Fence
 
 
+class Committed(Message, frozen=True):
+    """The commit is on disk."""
+
+    fence: Fence
+
+
+class FenceOff(Message, frozen=True):
+    """The run `fence` serves: every run of the deployment with a lower term ends, and none of them comes back."""
+
+    fence: Fence
+    deployment: str
+
+
+class Renew(Message, frozen=True):
+    """The coordinator still wants the run: its lease begins anew at receipt."""
+
+    fence: Fence
+    number: int
+
+
+class Renewed(Message, frozen=True):
+    """Answer to a Renew. `held` is False where the run is not: the node was restarted, or the lease had ended."""
+
+    fence: Fence
+    number: int
+    held: bool = True
+
+
 class Abort(Message, frozen=True):
     """The run ends, in whatever state it is. Idempotent."""
 
@@ -308,11 +354,16 @@ AnyMessage = (
     | Refuse
     | Prepare
     | Progress
+    | Fetched
     | Ready
     | Failed
     | Connect
     | Connected
     | Commit
+    | Committed
+    | FenceOff
+    | Renew
+    | Renewed
     | Abort
     | Unknown
 )

@@ -94,6 +94,8 @@ class Adopt(StageMessage, frozen=True):
     fence: Fence
     stage: int
     stages: int
+    clear: bool = False
+    """Empty every lane: the head is another one and knows of none."""
 
 
 class LoadStage(msgspec.Struct, frozen=True, kw_only=True):

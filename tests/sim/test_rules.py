@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from meshnode.core.membership.rules import Rules
+from meshnode.core.node.mediator import NodeRules
 from sim.sweep import settings
 from sim.trial import run
 
@@ -24,4 +25,4 @@ SEEDS = 300
 def test_a_rule_that_is_switched_off_is_found(rules: Rules, found_by: str) -> None:
     worlds = settings(0, SEEDS, nodes=5, until=60.0)
 
-    assert any(run(replace(world, rules=rules)).rule == found_by for world in worlds)
+    assert any(run(replace(world, rules=NodeRules(rules))).rule == found_by for world in worlds)

@@ -66,7 +66,8 @@ class Standing:
         wanted.discard(own)
         for node in sorted(wanted):
             self._links.want(node, now)
-        watched = set(self.watched)
+        # Whether the holder of a run is there is judged after 2 s of silence (COORDINATION): partners are pinged often.
+        watched = {*self.watched, *self.partners}
         close = []
         for node in list(self._links.links):
             if node in watched:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from meshnode.core.coordination.run import State
 from meshnode.core.membership.announcement import BODY_BYTES, SPEEDS, WAYS, Body, Reserved, Served, Speed, Way
 from meshnode.core.node.deployments import Deployment
 from meshnode.identity.ids import NodeId
@@ -41,8 +40,8 @@ def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
     """The runs whose head is here."""
     found = []
     for deployment in deployments:
-        run = deployment.run
-        if run is not None and run.state is State.SERVING:
+        run = deployment.current
+        if run is not None:
             claim, fence = run.claim, run.fence
             found.append(
                 Served(
@@ -83,7 +82,7 @@ def artifacts(slices: Mapping[str, Ranges]) -> dict[str, tuple[str, ...]]:
 def speeds(measured: Mapping[str, Speed]) -> dict[str, Speed]:
     """Speeds by kind of weights, in figures that stay."""
     return {
-        kind: Speed(rounded(speed.decode_bytes_per_s), rounded(speed.prefill_bytes_per_s), rounded(speed.layer_us))
+        kind: Speed(*(rounded(figure) for figure in msgspec.structs.astuple(speed)))
         for kind, speed in sorted(measured.items())[:SPEEDS]
     }
 

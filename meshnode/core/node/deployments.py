@@ -1,10 +1,12 @@
-"""The models this node was asked for, and the run that serves each: when to plan, when to try again.
+"""The models this node was asked for, and the runs that serve each: when to plan, when to cut over, when to try again.
 
-    WAITING --inventory changed, retry time reached--> PLANNING --plan--> RUNNING --run ended--> WAITING
-                                                       PLANNING --shortfall--> WAITING
+    nothing serves:  plan -> attempt --served--> current          (a broken run waits a moment to be taken over)
+    current serves:  something changed -> plan beside it, then in its place -> attempt --served--> current,
+                     the former one drains, is fenced, is gone
 
-Invariant: at most one run per deployment is under way, and a deployment that is wanted always has a run, a plan in the
-making, or a time or change that starts the next plan.
+Invariants: at most one attempt is under way, and it touches nothing of the run that serves before it serves itself (or,
+where memory holds only one of them, before all that it needs is on disk); a deployment that is wanted always has a run,
+a plan in the making, or a time or change that starts the next plan.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from enum import Enum
 
 import msgspec
 
-from meshnode.core.coordination.run import Ended, Hops, Run
+from meshnode.core.coordination.orders import Ended, Hops
+from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
+from meshnode.core.coordination.run import Run, State
 from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.planning.hysteresis import LASTING_S, better
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.prediction import predicted
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.certificates import head_name, stage_name
 from meshnode.identity.ids import NodeId
@@ -28,22 +34,42 @@ from meshnode.wire.messages import Claim, ClaimedStage, RunOptions
 
 SETTLE_S = 0.2
 """A change of the inventory waits this long for the next one, so that three joining nodes make one plan."""
+LOOK_S = 5.0
+"""While a run serves, its plan is compared with a new one at most so often: announcements change all the time."""
 RETRY_MIN_S = 0.5
-RETRY_MAX_S = 30.0
+RETRY_MAX_S = 16.0
+"""A random time of 0.5 to 1 s, doubled up to this: two coordinators that refuse each other do not do so for ever."""
 EXCLUDE_S = 30.0
 EXCLUDE_MAX_S = 600.0
-STARTUP_TIMEOUT_S = 600.0
-"""Since the last progress of any stage (COORDINATION): a slow disk reads a slice for minutes."""
+DRAIN_S = 600.0
+"""For the streams of a run whose successor serves: a long answer at one token a second."""
+MAKE_ROOM_S = 60.0
+"""The same where nothing serves meanwhile: whoever waits for an answer is not told 503 for longer than that."""
+KEEP_S = 10.0
+"""Slices of a broken run wait so long to be taken over: a plan takes milliseconds, a refused claim a second or two."""
 CHUNK = 128
 """Rows of a prefill chunk: measured best of 64, 128, 512 over two stages (SERVING, prefill)."""
+BLAMELESS = frozenset({"participant_lost", "old_term", "stage_lost", "lease_lost", "held"})
+"""Ends that say nothing against planning with the node again."""
+
+Draw = Callable[[int], bytes]
 
 
 class Phase(Enum):
-    """Where a deployment is; the run has states of its own."""
+    """Where a deployment is; its runs have states of their own."""
 
     WAITING = "waiting"
     PLANNING = "planning"
     RUNNING = "running"
+
+
+class Place(Enum):
+    """Where the next run is to have room."""
+
+    BESIDE = "beside"
+    """In memory that the present run leaves free: it serves until the new one does."""
+    INSTEAD = "instead"
+    """In the present run's memory too, which ends before the new one is loaded."""
 
 
 @dataclass
@@ -62,74 +88,229 @@ class Deployment:
     demand: Demand
     footprint: ModelFootprint
     created: int
+    coordinator: NodeId
+    startup_timeout_s: float
     plan_at: float | None
-    phase: Phase = Phase.WAITING
+    rules: CoordinationRules = COORDINATION_RULES
+    term: int = 0
+    current: Run | None = None
+    """The run that serves."""
+    attempt: Run | None = None
+    """The run that is on its way."""
+    former: dict[Fence, Run] = field(default_factory=dict)
+    """Runs that drain, or broke and wait to be taken over."""
+    planning: bool = False
     serial: int = 0
-    run: Run | None = None
-    plan: Plan | None = None
+    place: Place = Place.BESIDE
+    asked: Inventory | None = None
+    """What the plan in the making is made from."""
+    plans: dict[Fence, Plan] = field(default_factory=dict)
+    before: Plan | None = None
+    """That of a run which ended to make room, until its successor serves: what to go back to."""
     note: str = ""
     failures: int = 0
-    term: int = 0
     excluded: dict[NodeId, Exclusion] = field(default_factory=dict)
+    looked_at: float = float("-inf")
+    better_since: float | None = None
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run | None:
+        """The run that people are shown: the one that serves, or is to."""
+        return self.current or self.attempt
+
+    @property
+    def phase(self) -> Phase:
+        """What happens at present."""
+        if self.run is not None:
+            return Phase.RUNNING
+        return Phase.PLANNING if self.planning else Phase.WAITING
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the run that serves."""
+        return self.plans.get(self.current.fence) if self.current is not None else None
+
+    def runs(self) -> list[Run]:
+        """All that participants may hold something for."""
+        return [run for run in (self.current, self.attempt, *self.former.values()) if run is not None]
+
+    def find(self, fence: Fence) -> Run | None:
+        """The run of that fence."""
+        return next((run for run in self.runs() if run.fence == fence), None)
+
+    # --- when to plan ---------------------------------------------------------------------------------------------
 
     def changed(self, now: float) -> None:
-        """The inventory changed: plan again soon, if a plan is what is missing."""
-        if self.phase is Phase.WAITING and (self.plan_at is None or self.failures == 0):
+        """The inventory changed: plan again soon, if a plan is missing or the present one could be bettered."""
+        if self.current is not None:
+            at = max(now + SETTLE_S, self.looked_at + LOOK_S)
+            if self.plan_at is None or (self.better_since is not None and at < self.plan_at):
+                self.plan_at = at
+        elif self.plan_at is None or self.failures == 0:
             self.plan_at = now + SETTLE_S
+
+    def wake_at(self) -> float | None:
+        """When `due` will say so."""
+        return self.plan_at if self._may_plan() else None
 
     def due(self, now: float) -> bool:
         """Whether to plan now; True marks a plan as being made."""
-        if self.phase is not Phase.WAITING or self.plan_at is None or now < self.plan_at:
+        if self.plan_at is None or now < self.plan_at or not self._may_plan():
             return False
-        self.phase, self.plan_at, self.serial = Phase.PLANNING, None, self.serial + 1
+        if self.current is None:
+            self.place = Place.INSTEAD
+        self.looked_at = now
+        self.planning, self.plan_at, self.serial = True, None, self.serial + 1
         return True
 
     def view(self, inventory: Inventory, now: float) -> Inventory:
         """The inventory as this deployment may use it."""
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
-        return Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
+        self.asked = Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
+        return self.asked
 
-    def planned(self, serial: int, outcome: Plan | Shortfall, draw: Callable[[int], bytes], now: float) -> Run | None:
-        """Take a plan; a run to start, or None."""
-        if self.phase is not Phase.PLANNING or serial != self.serial:
-            return None
-        if isinstance(outcome, Shortfall):
-            self.phase, self.note = Phase.WAITING, outcome.text()
-            # Exclusions that ended are remembered for their count, and are no reason to plan again.
-            self.plan_at = min((x.until for x in self.excluded.values() if x.until > now), default=None)
-            return None
-        self.phase, self.plan, self.note = Phase.RUNNING, outcome, ""
-        self.term += 1
-        claim = claim_of(outcome, Fence(Term(self.term), run_id(draw(8))), len(self.footprint.layers))
-        self.run = Run(claim, self.demand.author, hops_of(claim, draw), STARTUP_TIMEOUT_S)
-        return self.run
-
-    def plan_failed(self, serial: int, message: str, now: float) -> None:
-        """No plan and no shortfall either: try again later, and show why."""
-        if self.phase is Phase.PLANNING and serial == self.serial:
-            self.phase, self.note, self.failures = Phase.WAITING, message, self.failures + 1
-            self.plan_at = now + RETRY_MAX_S
-
-    def ended(self, end: Ended, now: float) -> None:
-        """The run ended: when to plan the next, and whom to leave out of it."""
-        self.run, self.phase = None, Phase.WAITING
-        self.note = end.message
-        self.term = max(self.term, end.promised)
-        self.failures = 0 if end.served else self.failures + 1
-        if end.node is not None and not end.served and end.reason not in ("participant_lost", "old_term", "stage_lost"):
-            times = self.excluded[end.node].times + 1 if end.node in self.excluded else 1
-            until = now + min(EXCLUDE_S * 2 ** (times - 1), EXCLUDE_MAX_S)
-            self.excluded[end.node] = Exclusion(until, end.reason, times)
-        self.plan_at = now + (SETTLE_S if not self.failures else min(RETRY_MIN_S * 2**self.failures, RETRY_MAX_S))
+    def _may_plan(self) -> bool:
+        return not self.planning and self.attempt is None and not (self.current is not None and self._draining())
 
     def _judged(self, node: NodeInventory, now: float) -> NodeInventory:
         exclusion = self.excluded.get(node.node)
-        if exclusion is None or now >= exclusion.until:
+        if exclusion is None or now >= exclusion.until or node.excluded:
             return node
         return msgspec.structs.replace(node, excluded="failed")
 
+    # --- what came of it ------------------------------------------------------------------------------------------
 
-def claim_of(plan: Plan, fence: Fence, layers: int) -> Claim:
+    def planned(
+        self, serial: int, outcome: Plan | Shortfall, members: dict[NodeId, str], draw: Draw, now: float
+    ) -> Run | None:
+        """Take a plan; a run to start, or None. `members`: why each may not take part at present, empty if it may."""
+        if not self.planning or serial != self.serial:
+            return None
+        self.planning = False
+        if self.current is not None:
+            return self._compare(self.current, outcome, members, draw, now)
+        broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
+        if isinstance(outcome, Shortfall) and self.before is not None:
+            there = all(members.get(node, "gone") in ("", "draining") for node in self.before.nodes)
+            outcome = self.before if there else outcome
+        if isinstance(outcome, Shortfall):
+            self.note = outcome.text()
+            # Exclusions that ended are remembered for their count, and are no reason to plan again.
+            self.plan_at = min((x.until for x in self.excluded.values() if x.until > now), default=None)
+            return None
+        return self._attempt(outcome, max(broken, default=None), draw)
+
+    def plan_failed(self, serial: int, message: str, now: float) -> None:
+        """No plan and no shortfall either: try again later, and show why."""
+        if self.planning and serial == self.serial:
+            self.planning, self.note, self.failures = False, message, self.failures + 1
+            self.plan_at = now + 2 * RETRY_MAX_S
+
+    def _compare(
+        self, current: Run, outcome: Plan | Shortfall, members: dict[NodeId, str], draw: Draw, now: float
+    ) -> Run | None:
+        """A plan was made while a run serves: whether to replace that one."""
+        forced = any(members.get(node) == "draining" for node in current.participants)
+        if not isinstance(outcome, Plan) or not (forced or self._gains(current, outcome)):
+            if self.place is Place.BESIDE:
+                self.place, self.plan_at = Place.INSTEAD, now
+            else:
+                self.place, self.better_since = Place.BESIDE, None
+                # Somebody is to leave and cannot be spared: ask again, since nothing may change before room appears.
+                self.plan_at = now + LOOK_S if forced else None
+            return None
+        if not forced:
+            self.better_since = now if self.better_since is None else self.better_since
+            if now < self.better_since + LASTING_S:
+                self.place, self.plan_at = Place.BESIDE, self.better_since + LASTING_S
+                return None
+        return self._attempt(outcome, current.fence if self.place is Place.INSTEAD else None, draw)
+
+    def _gains(self, current: Run, new: Plan) -> bool:
+        """Whether `new` is better than the plan of `current` as the same inventory sees it."""
+        if self.asked is None:
+            return False
+        old = predicted(self.plans[current.fence], self.footprint, self.asked)
+        return old is not None and better(old, new)
+
+    def _attempt(self, plan: Plan, releases: Fence | None, draw: Draw) -> Run:
+        self.note, self.term, self.place, self.better_since = "", self.term + 1, Place.BESIDE, None
+        fence = Fence(Term(self.term), run_id(draw(8)))
+        claim = claim_of(plan, fence, self.coordinator, len(self.footprint.layers), releases)
+        hops = hops_of(claim, draw)
+        drain_first = self.current is not None and releases is not None
+        self.attempt = Run(claim, self.demand.author, hops, self.startup_timeout_s, drain_first, self.rules)
+        self.plans[fence] = plan
+        return self.attempt
+
+    # --- what became of the runs ----------------------------------------------------------------------------------
+
+    def served(self, now: float) -> list[Run]:
+        """The attempt serves: the runs that have to go now."""
+        assert self.attempt is not None
+        if self.current is not None:
+            self.former[self.current.fence] = self.current
+        self.current, self.attempt, self.failures, self.before = self.attempt, None, 0, None
+        self.plan_at = now + LOOK_S  # what changed meanwhile was not looked at
+        return list(self.former.values())
+
+    def ended(self, run: Run, end: Ended, draw: Draw, now: float) -> None:
+        """A run ended or broke: when to plan the next, and whom to leave out of it."""
+        self.term = max(self.term, end.promised)
+        if run is self.attempt:
+            self.attempt = None
+            self._failed(end, draw, now)
+        elif run is self.current:
+            self.current, self.better_since, self.note = None, None, end.message
+            if run.state is State.BROKEN:
+                self.former[run.fence] = run
+                run.keep(now, KEEP_S)
+            self.failures = 0
+            self.plan_at = now + SETTLE_S
+        else:
+            self.former.pop(run.fence, None)
+            if end.reason == "replaced":
+                self.before = self.plans[run.fence]
+        self.plans = {fence: plan for fence, plan in self.plans.items() if self.find(fence) is not None}
+
+    def resumed(self) -> Run | None:
+        """A run that drains and can serve again, where nothing else does; it is the current one from now on."""
+        draining = self._draining()
+        if self.current is not None or not draining or (self.attempt is not None and self.attempt.drain_first):
+            return None
+        self.current = max(draining, key=lambda run: run.fence)
+        del self.former[self.current.fence]
+        return self.current
+
+    def yields_to(self, attempt: Run) -> Run | None:
+        """The run that has to end before `attempt` can be loaded; it is not the current one any more."""
+        if self.current is None or self.current.fence != attempt.claim.releases:
+            return None
+        yielding, self.current = self.current, None
+        self.former[yielding.fence] = yielding
+        return yielding
+
+    def waiting(self) -> Run | None:
+        """The attempt, where all that it waited for is gone."""
+        attempt = self.attempt
+        return attempt if attempt is not None and attempt.waits_for_room and not self._draining() else None
+
+    def _draining(self) -> list[Run]:
+        return [run for run in self.former.values() if run.state is State.DRAINING]
+
+    def _failed(self, end: Ended, draw: Draw, now: float) -> None:
+        self.note, self.failures = end.message, self.failures + 1
+        if end.node is not None and end.reason not in BLAMELESS:
+            times = self.excluded[end.node].times + 1 if end.node in self.excluded else 1
+            until = now + min(EXCLUDE_S * 2 ** (times - 1), EXCLUDE_MAX_S)
+            self.excluded[end.node] = Exclusion(until, end.reason, times)
+        share = 1 + int.from_bytes(draw(2), "big") / 65536
+        self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), RETRY_MAX_S)
+
+
+def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, releases: Fence | None) -> Claim:
     """The claim that asks for exactly what `plan` uses."""
     stages = tuple(
         ClaimedStage(
@@ -150,14 +331,15 @@ def claim_of(plan: Plan, fence: Fence, layers: int) -> Claim:
         model=plan.model,
         manifest_digest=plan.manifest_digest,
         plan_digest=plan.digest,
-        coordinator=plan.coordinator,
+        coordinator=coordinator,
         layers=layers,
         options=options,
         stages=stages,
+        releases=releases,
     )
 
 
-def hops_of(claim: Claim, draw: Callable[[int], bytes]) -> Hops:
+def hops_of(claim: Claim, draw: Draw) -> Hops:
     """Fresh hop tokens and the certificate names of both ends of every hop."""
     run = claim.fence.run
     names = (*(stage_name(s.stage, run, s.node) for s in claim.stages), head_name(run, claim.coordinator))

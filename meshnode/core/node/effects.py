@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meshnode.core.coordination.run import Hops
+from meshnode.core.coordination.orders import Hops
 from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
@@ -64,7 +64,8 @@ class MakePlan:
 
 @dataclass(frozen=True)
 class PrepareStage:
-    """Fetch what is missing, start the stage process, load it; answer with StageReported."""
+    """Fetch what is missing, start the stage process, load it, or only fetch where the order says `hold`; a kept stage
+    is given its new place instead. Answer with StageReported."""
 
     order: Prepare
 
@@ -77,19 +78,50 @@ class ConnectStages:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A loaded stage that becomes stage `stage` of the run `fence`."""
+
+    before: int
+    fence: Fence
+    stage: int
+
+
+@dataclass(frozen=True)
 class StopStages:
-    """End every stage process of this run on this node."""
+    """End every stage process of this run on this node, but those that another run keeps."""
+
+    fence: Fence
+    kept: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True)
+class RenewStages:
+    """The lease of this run begins anew: its stages may go on for LEASE_S from now."""
 
     fence: Fence
 
 
 @dataclass(frozen=True)
 class OpenHead:
-    """Connect the head of `claim` and probe it; answer with HeadOpened or HeadFailed."""
+    """Connect the head of `claim` and probe it; answer with HeadOpened or HeadFailed. No request goes to it yet."""
 
     claim: Claim
     hops: Hops
     created: int
+
+
+@dataclass(frozen=True)
+class ServeHead:
+    """Requests for the model go to the head of this run from now on."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class DrainHead:
+    """No new request goes to this head; answer with HeadDrained when the last one under way has ended."""
+
+    fence: Fence
 
 
 @dataclass(frozen=True)
@@ -116,7 +148,10 @@ Effect = (
     | PrepareStage
     | ConnectStages
     | StopStages
+    | RenewStages
     | OpenHead
+    | ServeHead
+    | DrainHead
     | CloseHead
     | Trace
 )

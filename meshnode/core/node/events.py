@@ -11,7 +11,7 @@ from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, Revoke
+from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,19 @@ class PlanFailed:
 class StageReported:
     """A stage process of this node said something."""
 
-    report: Progress | Ready | Connected | Failed
+    report: Progress | Fetched | Ready | Connected | Failed
 
 
 @dataclass(frozen=True)
 class HeadOpened:
     """The head of a run of this node is connected and its probe went through every stage."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True)
+class HeadDrained:
+    """Nothing streams any more through a head that was to drain."""
 
     fence: Fence
 
@@ -154,6 +161,7 @@ Event = (
     | PlanFailed
     | StageReported
     | HeadOpened
+    | HeadDrained
     | HeadFailed
     | CacheChanged
     | Measured

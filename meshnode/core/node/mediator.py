@@ -6,15 +6,12 @@ of its own, or touches anything outside.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
 from meshnode.core.coordination.ledger import Ledger
-from meshnode.core.coordination.run import CloseHead as HeadEnds
-from meshnode.core.coordination.run import Ended, Order, RunOrder, State
-from meshnode.core.coordination.run import OpenHead as HeadBegins
+from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.membership import orders as member
 from meshnode.core.membership.announcement import Authority, Body, Speed, Way
 from meshnode.core.membership.gossip import SMALL
@@ -23,8 +20,10 @@ from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import announcing
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.deployments import Deployment
+from meshnode.core.node.coordinator import Coordinator
 from meshnode.core.node.offers import inventory_of
+from meshnode.core.node.outbox import Outbox
+from meshnode.core.node.participant import Participant
 from meshnode.core.planning.inventory import Inventory
 from meshnode.errors import PeerError, StaleFence
 from meshnode.identity.ids import NodeId, short
@@ -34,23 +33,35 @@ from meshnode.wire.messages import (
     AnyMessage,
     Claim,
     Commit,
+    Committed,
     Connect,
     Connected,
     Drain,
     Failed,
+    FenceOff,
+    Fetched,
     Grant,
     Leave,
     Prepare,
     Progress,
     Ready,
     Refuse,
+    Renew,
+    Renewed,
     Unknown,
 )
 
-REPEAT_S = 20.0
-"""A participant says so often what it granted: an Abort, or the Grant itself, may have been lost with a link."""
-UNSENT = 64
-"""Messages that wait for a link to a partner above 16 nodes: an order and its answers for every stage it may hold."""
+
+@dataclass(frozen=True)
+class NodeRules:
+    """What the simulator may switch off."""
+
+    membership: Rules = RULES
+    coordination: CoordinationRules = COORDINATION_RULES
+
+
+NODE_RULES = NodeRules()
+"""Those of a node: all of them."""
 
 
 @dataclass(frozen=True)
@@ -65,55 +76,57 @@ class Self:
     cores: int = 0
     software: str = ""
     llama: str = ""
+    startup_timeout_s: float = 600.0
+    """Since the last progress of any stage (COORDINATION): a slow disk reads a slice for minutes."""
 
 
 class Mediator:
     """One node's mind. Not thread-safe; owned by the runtime's loop."""
 
     def __init__(
-        self, me: Self, authority: Authority, draw: Callable[[int], bytes], now: float, rules: Rules = RULES
+        self, me: Self, authority: Authority, draw: Callable[[int], bytes], now: float, rules: NodeRules = NODE_RULES
     ) -> None:
         self.me = me
         self.authority = authority
         self.node = authority.node
-        self.draw = draw
         self.started_at = now
-        self.membership = Membership(authority, me.incarnation, draw, now, rules)
+        self.membership = Membership(authority, me.incarnation, draw, now, rules.membership)
         self.roster = self.membership.roster
         self.links = self.membership.links
         self.hints = self.membership.hints
-        self.ledger = Ledger(self.node, me.memory_usable)
-        self.deployments: dict[str, Deployment] = {}
+        self.ledger = Ledger(self.node, me.memory_usable, rules.coordination)
+        self.out = Outbox(self.membership)
+        self.participant = Participant(self.membership, self.ledger, self.out)
+        self.coordinator = Coordinator(
+            me.startup_timeout_s, self.membership, self.ledger, self.out, self.inventory, draw
+        )
+        self.deployments = self.coordinator.deployments
         self.cached: dict[str, tuple[tuple[int, int], ...]] = {}
         self.counters = {"refused_messages": 0, "stale_orders": 0}
         self.speeds: dict[str, Speed] = {}
         self.ways: dict[NodeId, Way] = {}
         self.draining = False
         self.stopping = False
-        self._repeat_at: float | None = None
-        self._unsent: dict[NodeId, deque[AnyMessage]] = {}
-        self._effects: list[do.Effect] = []
-        self._local: deque[AnyMessage] = deque()
 
     def handle(self, event: on.Event, now: float) -> list[do.Effect]:
         """Take one event; the effects are to be done in their order, before the next event is handed in."""
-        self._effects = []
+        # A node that slept must not obey, or order, anything for a run whose lease ended meanwhile.
+        self.participant.expire(now)
+        self.coordinator.expire(now)
         self._dispatch(event, now)
         self._settle(now)
-        return self._effects
+        return self.out.take()
 
     def deadline(self) -> float | None:
         """When to hand in TimePassed at the latest; None when nothing is due ever again."""
         if self.stopping:
             return None
-        times: list[float | None] = [self.membership.deadline(), self.membership.voice.due_at, self._repeat_at]
-        for deployment in self.deployments.values():
-            times += [deployment.plan_at, deployment.run.deadline if deployment.run else None]
-        return min((at for at in times if at is not None), default=None)
+        times = [self.membership.voice.due_at, self.ledger.deadline(), self.coordinator.deadline()]
+        return min([self.membership.deadline(), *(at for at in times if at is not None)])
 
-    def run_of(self, fence: Fence) -> Deployment | None:
-        """The deployment of this coordinator whose present run has `fence`."""
-        return next((d for d in self.deployments.values() if d.run is not None and d.run.fence == fence), None)
+    def coordinates(self, fence: Fence) -> bool:
+        """Whether this node coordinates the run of `fence`."""
+        return self.coordinator.of(fence) is not None
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -130,21 +143,19 @@ class Mediator:
             case on.Revoked():
                 self.membership.revoke(self.node, event.record, now)
             case on.Demanded():
-                key = event.demand.deployment
-                term = self.ledger.promised.get(key, 0)
-                self.deployments[key] = Deployment(event.demand, event.footprint, event.created, now, term=term)
+                self.coordinator.demanded(event, now)
             case on.Withdrawn():
-                self._withdraw(event.deployment, "withdrawn", now)
+                self.coordinator.withdraw(event.deployment, "withdrawn", now)
             case on.Planned() | on.PlanFailed():
-                self._planned(event, now)
+                self.coordinator.planned(event, now)
             case on.StageReported():
-                self._stage_reported(event.report, now)
-            case on.HeadOpened() | on.HeadFailed():
-                self._head_reported(event, now)
+                self.participant.reported(event.report)
+            case on.HeadOpened() | on.HeadDrained() | on.HeadFailed():
+                self.coordinator.head_reported(event, now)
             case on.CacheChanged() | on.Measured():
                 self._found_out(event, now)
             case on.DrainWanted():
-                self._send(event.node, Drain(event.draining))
+                self.out.send(event.node, Drain(event.draining))
             case on.Stopping():
                 self._stop(now)
             case on.TimePassed():
@@ -162,31 +173,14 @@ class Mediator:
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
         self.membership.link_opened(peer, now)
-        for message in self._unsent.pop(peer, ()):
-            self._do(do.Send(peer, message))
-        for deployment in self.deployments.values():
-            deployment.changed(now)
-        self._repeat_grants(peer)
-
-    def _repeat_grants(self, peer: NodeId) -> None:
-        """An Abort may have been lost with a link: a coordinator that no longer knows a run says it again.
-
-        The first Persist may have failed (a full disk): a grant is never repeated that is not durable.
-        """
-        held = self.ledger.of_coordinator(peer)
-        if held:
-            self._do(do.Persist(self.ledger.encode()))
-        for fence in held:
-            self._send(peer, Grant(fence, self.ledger.held[fence].claim.deployment))
+        self.out.linked(peer)
+        self.coordinator.changed(now)
+        self.participant.repeat_grants(peer)
 
     def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
-        """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
-        self._unsent.pop(peer, None)
-        if not self.membership.link_closed(peer, reason, now):
-            return
-        for deployment in self.deployments.values():
-            if deployment.run is not None and deployment.run.state is not State.SERVING:
-                self._obey(deployment, deployment.run.lost(peer, f"the link to {self.name_of(peer)} was lost"), now)
+        self.out.unlinked(peer)
+        if self.membership.link_closed(peer, reason, now):
+            self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was lost", now)
 
     def _received(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         self.links.heard(peer, now)
@@ -198,189 +192,81 @@ class Mediator:
             self.counters["stale_orders"] += 1
         except PeerError as error:
             self.counters["refused_messages"] += 1
-            self._do(do.CloseLink(peer, str(error)))
+            self.out.do(do.CloseLink(peer, str(error)))
 
     def _message(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         match message:
-            case Claim() | Prepare() | Connect() | Commit() | Abort():
-                self._ordered(peer, message, now)
-            case Grant() | Refuse() | Progress() | Ready() | Connected() | Failed():
-                self._answered(peer, message, now)
+            case Claim() | Prepare() | Connect() | Commit() | FenceOff() | Renew() | Abort():
+                self.participant.ordered(peer, message, now)
+            case (
+                Grant() | Refuse() | Committed() | Renewed() | Progress() | Fetched() | Ready() | Connected() | Failed()
+            ):
+                self.coordinator.answered(peer, message, now)
             case Drain():
-                self._require_member(peer)
-                self._drain(message.draining, now)
+                self._drain(peer, message.draining, now)
             case Unknown():
                 pass
             case _:
                 self.membership.received(peer, message, now)
+
+    def _drain(self, peer: NodeId, draining: bool, now: float) -> None:
+        author = self.roster.authors.get(peer)
+        if peer != self.node and (author is None or author.role != "member"):
+            raise PeerError("only members may ask a node to take no more work")
+        if draining != self.draining:
+            self.draining = draining
+            self._announce_soon(now)
+            self.coordinator.changed(now)
 
     def _follow(self, now: float) -> None:
         """Do what membership asked for."""
         for order in self.membership.take():
             match order:
                 case member.Tell():
-                    self._do(do.Send(order.peer, order.message))
+                    self.out.do(do.Send(order.peer, order.message))
                 case member.Dial():
-                    self._do(do.Dial(order.node, self.addresses_of(order.node)))
+                    self.out.do(do.Dial(order.node, self.addresses_of(order.node)))
                 case member.Drop():
-                    self._do(do.CloseLink(order.peer, order.reason))
+                    self.out.do(do.CloseLink(order.peer, order.reason))
                 case member.Lost():
                     self._lost(order.node, order.reason, now)
                 case member.Changed():
-                    for deployment in self.deployments.values():
-                        deployment.changed(now)
+                    self.coordinator.changed(now)
                 case member.Keep():
-                    self._do(do.KeepRevocations(order.revocations))
+                    self.out.do(do.KeepRevocations(order.revocations))
                 case member.Noted():
-                    self._trace(order.text)
+                    self.out.trace(order.text)
                 case _:
                     assert_never(order)
 
-    # --- a participant's part ---------------------------------------------------------------------------------
-
-    def _ordered(self, peer: NodeId, message: Claim | Prepare | Connect | Commit | Abort, now: float) -> None:
-        match message:
-            case Claim():
-                self._require_member(peer)
-                answer = self.ledger.claim(peer, message)
-                if isinstance(answer, Grant):
-                    self._do(do.Persist(self.ledger.encode()))
-                self._trace(f"claim of {message.fence} for {message.model}: {type(answer).__name__.lower()}")
-                self._send(peer, answer)
-                if isinstance(answer, Refuse):
-                    self._repeat_grants(peer)  # it may be a run of its own, forgotten there, that is in the way
-                self._announce_soon(now)
-            case Prepare():
-                self.ledger.prepare(peer, message)
-                self._do(do.PrepareStage(message))
-            case Connect():
-                self.ledger.authorize(peer, message.fence)
-                self._do(do.ConnectStages(message.fence))
-            case Commit():
-                self.ledger.authorize(peer, message.fence).committed = True
-            case Abort():
-                if message.fence in self.ledger.held:
-                    self.ledger.authorize(peer, message.fence)
-                    self._release(message.fence, now)
-            case _:
-                assert_never(message)
-
-    def _release(self, fence: Fence, now: float) -> None:
-        if self.ledger.release(fence) is not None:
-            self._do(do.StopStages(fence))
-            self._announce_soon(now)
-
-    def _drain(self, draining: bool, now: float) -> None:
-        if draining != self.draining:
-            self.draining = draining
-            self._announce_soon(now)
-            for deployment in self.deployments.values():
-                deployment.changed(now)
-
-    def _stage_reported(self, report: Progress | Ready | Connected | Failed, now: float) -> None:
-        run = self.ledger.held.get(report.fence)
-        if run is None:
-            return
-        self.ledger.note(report)
-        self._send(run.claim.coordinator, report)
-
-    # --- a coordinator's part ---------------------------------------------------------------------------------
-
-    def _answered(
-        self, peer: NodeId, message: Grant | Refuse | Progress | Ready | Connected | Failed, now: float
-    ) -> None:
-        deployment = self.run_of(message.fence)
-        if deployment is None or deployment.run is None:
-            self._send(peer, Abort(message.fence, "unknown"))
-            return
-        self._obey(deployment, deployment.run.received(peer, message, now), now)
-
-    def _head_reported(self, event: on.HeadOpened | on.HeadFailed, now: float) -> None:
-        deployment = self.run_of(event.fence)
-        if deployment is None or deployment.run is None:
-            return
-        if isinstance(event, on.HeadOpened):
-            self._obey(deployment, deployment.run.head_opened(now), now)
-            self.membership.voice.soon(now, settle=0.0)  # clients of every node wait for this one
-        else:
-            self._obey(deployment, deployment.run.end("stage_lost", event.message), now)
-
-    def _planned(self, event: on.Planned | on.PlanFailed, now: float) -> None:
-        deployment = self.deployments.get(event.deployment)
-        if deployment is None:
-            return
-        if isinstance(event, on.PlanFailed):
-            deployment.plan_failed(event.serial, event.message, now)
-            return
-        run = deployment.planned(event.serial, event.outcome, self.draw, now)
-        if run is None:
-            self._trace(f"no plan for {deployment.demand.model} yet")
-            return
-        self._trace(f"{run.fence}: claiming {len(run.claim.stages)} stages for {run.claim.model}")
-        self._obey(deployment, run.start(now), now)
-
-    def _obey(self, deployment: Deployment, orders: list[RunOrder], now: float) -> None:
-        for order in orders:
-            match order:
-                case Order():
-                    self._send(order.node, order.message)
-                case HeadBegins():
-                    assert deployment.run is not None
-                    self._do(do.OpenHead(deployment.run.claim, deployment.run.hops, deployment.created))
-                case HeadEnds():
-                    self._do(do.CloseHead(order.fence))
-                case Ended():
-                    self._trace(f"{order.fence} ended: {order.reason}: {order.message}")
-                    deployment.ended(order, now)
-                    self._announce_soon(now)
-                case _:
-                    assert_never(order)
-
-    def _withdraw(self, key: str, reason: str, now: float) -> None:
-        deployment = self.deployments.pop(key, None)
-        if deployment is not None and deployment.run is not None:
-            self._obey(deployment, deployment.run.end(reason, "the model is no longer wanted"), now)
-
-    def _lost(self, peer: NodeId, message: str, now: float) -> None:
-        for deployment in list(self.deployments.values()):
-            if deployment.run is not None:
-                self._obey(deployment, deployment.run.lost(peer, message), now)
-            deployment.changed(now)
-        for fence in self.ledger.of_coordinator(peer):
-            self._release(fence, now)
+    def _lost(self, peer: NodeId, reason: str, now: float) -> None:
+        """Its runs here go on while their lease lasts, unless it left on purpose or is no member any more."""
+        self.coordinator.lost(peer, reason, now)
+        entry = self.roster.entries.get(peer)
+        if entry is None or entry.left or self.membership.barred(peer):
+            self.participant.gone(peer, now)
 
     # --- every time -------------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
         """What follows from any event: messages to this node itself, dials, pings, plans, deadlines."""
-        while self._local:
-            self._received(self.node, self._local.popleft(), now)
+        self._listen(now)
         self._follow(now)
         if self.stopping:
             return
         if self.membership.voice.due_at <= now:
             self.membership.speak(self._body(), now)
-        if self._repeat_at is not None and self._repeat_at <= now:
-            for peer in sorted({held.claim.coordinator for held in self.ledger.held.values()} - {self.node}):
-                self._repeat_grants(peer)
-            self._repeat_at = None
-        if self._repeat_at is None and self.ledger.held:
-            self._repeat_at = now + REPEAT_S
         self.membership.keep_links_to(self._partners())
         self.membership.settle(now)
         self._follow(now)
-        for deployment in list(self.deployments.values()):
-            if deployment.run is not None:
-                self._obey(deployment, deployment.run.expire(now), now)
-            if deployment.due(now):
-                self._make_plan(deployment, now)
-        if self._local:
+        self.coordinator.settle(now)
+        if self.out.local:
             self._settle(now)
 
-    def _make_plan(self, deployment: Deployment, now: float) -> None:
-        demand = deployment.demand
-        inventory = deployment.view(self.inventory(demand.deployment), now)
-        self._do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
+    def _listen(self, now: float) -> None:
+        """Take what this node said to itself."""
+        while self.out.local:
+            self._received(self.node, self.out.local.popleft(), now)
 
     def inventory(self, deployment: str, kind: str = "") -> Inventory:
         """Every member as the planner may use it for `deployment`, whose weights are of `kind`."""
@@ -391,10 +277,10 @@ class Mediator:
 
     def _partners(self) -> frozenset[NodeId]:
         """The nodes of every run that this node takes part in: links to them are kept whatever the mesh's size."""
-        runs = [deployment.run.claim for deployment in self.deployments.values() if deployment.run is not None]
-        runs += [held.claim for held in self.ledger.held.values()]
-        found = {stage.node for claim in runs for stage in claim.stages} | {claim.coordinator for claim in runs}
-        return frozenset(found | set(self._unsent))
+        held = [run.claim for run in self.ledger.held.values()]
+        found = {stage.node for claim in held for stage in claim.stages} | {claim.coordinator for claim in held}
+        left = {node for node, entry in self.roster.entries.items() if entry.left}
+        return frozenset((found | self.coordinator.partners() | self.out.awaited()) - left)
 
     def _body(self) -> Body:
         body = Body(
@@ -420,34 +306,17 @@ class Mediator:
 
     def _stop(self, now: float) -> None:
         for key in list(self.deployments):
-            self._withdraw(key, "leaving", now)
-        while self._local:
-            self._received(self.node, self._local.popleft(), now)
+            self.coordinator.withdraw(key, "leaving", now)
+        self._listen(now)
         for fence in list(self.ledger.held):
-            self._release(fence, now)
+            self.participant.release(fence, now)
         self.stopping = True
         self.membership.speak(self._body(), now)
         self._follow(now)
         for peer in self.links.linked():
-            self._do(do.Send(peer, Leave()))
+            self.out.do(do.Send(peer, Leave()))
 
     # --- small -------------------------------------------------------------------------------------------------
-
-    def _do(self, effect: do.Effect) -> None:
-        self._effects.append(effect)
-
-    def _send(self, peer: NodeId, message: AnyMessage) -> None:
-        if peer == self.node:
-            self._local.append(message)
-        elif self.links.up(peer) or self.membership.standing.size <= SMALL:
-            self._do(do.Send(peer, message))
-        else:
-            self._unsent.setdefault(peer, deque(maxlen=UNSENT)).append(message)
-
-    def _require_member(self, peer: NodeId) -> None:
-        author = self.roster.authors.get(peer)
-        if peer != self.node and (author is None or author.role != "member"):
-            raise PeerError("only members may claim")
 
     def reachable(self, node: NodeId) -> bool:
         """Whether work can be given to `node`: linked up to 16 nodes; above, alive by its observers' word."""
@@ -469,6 +338,3 @@ class Mediator:
             return self.me.name
         body = self.roster.body(node)
         return body.name if body is not None else short(node)
-
-    def _trace(self, message: str) -> None:
-        self._do(do.Trace(message))

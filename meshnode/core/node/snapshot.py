@@ -86,7 +86,7 @@ def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:
             note=deployment.note,
             failures=deployment.failures,
         )
-    state = {State.CLAIMING: "planning", State.ENDED: "failed"}.get(run.state, run.state.value)
+    state = _SHOWN.get(run.state, run.state.value)
     return _of_claim(mediator, run.claim, state, run.stages, run.progress)
 
 
@@ -149,3 +149,7 @@ def _of_claim(
             for stage in claim.stages
         ),
     )
+
+
+_SHOWN = {State.CLAIMING: "planning", State.FETCHING: "preparing", State.COMMITTING: "connecting"}
+"""States of a run that people are told in other words."""

@@ -249,6 +249,8 @@ class StageChild:
 
         def renumber() -> None:
             loaded.step.stage = request.stage
+            if request.clear:
+                loaded.table.clear()
             self._control.send(protocol.Done(id=request.id))
 
         self._computing.submit(renumber)

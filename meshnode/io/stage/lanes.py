@@ -41,6 +41,10 @@ class LaneTable:
         """Positions held by all lanes (copied prefixes counted in each)."""
         return sum(self.next_position)
 
+    def clear(self) -> None:
+        """Close and empty every lane."""
+        self.apply(tuple(Close(lane) for lane in range(len(self._open))))
+
     def apply(self, operations: tuple[AnyOperation, ...]) -> None:
         """Do lane operations in order. One that fails condemns its lane until the next Open, never the others."""
         for operation in operations:

@@ -17,7 +17,7 @@ import msgspec
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.mediator import Mediator, Self
+from meshnode.core.node.mediator import Mediator, NodeRules, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning import Demand, make_plan
@@ -28,7 +28,7 @@ from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.revocation import RevocationList
 from meshnode.wire.fence import Fence
-from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Ready, Revoke, decode, encode
+from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke, decode, encode
 
 MESH = MeshId(node_id_of(b"mesh"))
 ISSUER = node_id_of(b"issuer")
@@ -109,6 +109,8 @@ class World:
     log: list[tuple[str, do.Effect]] = field(default_factory=list)
     persisted: dict[str, bytes] = field(default_factory=dict)
     rules: Rules = RULES
+    streams_s: float = 1.0
+    """How long answers under way take when a head is to drain."""
     _counter: int = 0
 
     def add(self, name: str, memory_mb: int, *, role: str = "member", incarnation: int = 1) -> Mediator:
@@ -119,7 +121,7 @@ class World:
         def draw(count: int) -> bytes:
             return hashlib.sha256(f"{name}/{incarnation}/{next(draws)}".encode()).digest()[:count]
 
-        mediator = Mediator(me, HashAuthority(node, role), draw, self.now, self.rules)
+        mediator = Mediator(me, HashAuthority(node, role), draw, self.now, NodeRules(self.rules))
         if name in self.persisted:
             mediator.ledger.restore(self.persisted[name])
         self.nodes[name] = mediator
@@ -174,7 +176,7 @@ class World:
         self._counter += 1
         heapq.heappush(self.queue, (self.now + delay, self._counter, act))
 
-    def report(self, name: str, report: Progress | Ready | Connected | Failed) -> None:
+    def report(self, name: str, report: Progress | Fetched | Ready | Connected | Failed) -> None:
         self.later(lambda: self._hand_if_there(name, on.StageReported(report)))
 
     def sent(self, kind: type) -> list[AnyMessage]:
@@ -205,6 +207,8 @@ class World:
             case do.MakePlan():
                 outcome = make_plan(effect.demand, effect.footprint, effect.inventory)
                 self.later(lambda: self._hand_if_there(name, on.Planned(effect.deployment, effect.serial, outcome)))
+            case do.PrepareStage(order=order) if order.hold:
+                self.report(name, Fetched(order.fence, order.stage))
             case do.PrepareStage(order=order):
                 self.report(name, Progress(order.fence, order.stage, "loading", 1000, 1000))
                 self.report(name, Ready(order.fence, order.stage))
@@ -212,6 +216,8 @@ class World:
                 held = self.nodes[name].ledger.held[fence]
                 for stage in held.own(node):
                     self.report(name, Connected(fence, stage.stage))
+            case do.DrainHead(fence=drained):
+                self.later(lambda: self._hand_if_there(name, on.HeadDrained(drained)), self.streams_s)
             case do.OpenHead(claim=claim):
                 fence: Fence = claim.fence
                 self.later(lambda: self._hand_if_there(name, on.HeadOpened(fence)), 0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from meshnode.core.coordination.ledger import LEASE_S, Word
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import Exclusion
@@ -133,7 +134,7 @@ def test_a_coordinator_that_vanishes_frees_the_memory_of_its_participants(mesh: 
     mesh.serve("a")
     mesh.run(2)
     mesh.crash("a")
-    mesh.run(5)
+    mesh.run(LEASE_S)
     for name in ("b", "c"):
         assert mesh.nodes[name].ledger.reserved == {}
         assert len(mesh.effects(name, do.StopStages)) == 1
@@ -168,7 +169,7 @@ def test_a_clean_leave_ends_what_the_node_did_for_others_at_once(mesh: World) ->
 
 
 def test_a_refused_claim_is_aborted_everywhere_and_tried_again_with_a_higher_term(mesh: World) -> None:
-    mesh.nodes["b"].ledger.promised["d1"] = 7
+    mesh.nodes["b"].ledger.words["d1"] = Word(7)
     mesh.serve("a")
     mesh.run(1)
     assert any(refusal.reason == "old_term" for refusal in mesh.sent(Refuse))

@@ -343,6 +343,19 @@ async def test_adopting_a_new_fence_closes_the_streams_and_keeps_the_cache(mesh)
             await trio.aclose_forcefully(stream.tls)
 
 
+async def test_a_stage_that_another_head_adopts_starts_with_empty_lanes(mesh):
+    async with serving(mesh) as (stage, head, back):
+        await head.send(prompt(mesh.fence, 1, [4, 5]))
+        await back.read()
+        assert (await stage.stats()).cells_used == 2
+        fence = Fence(Term(mesh.fence.term + 1), OTHER_RUN)
+        spki = await stage.prepare()
+        chain = mesh.chain_for_spki(spki, stage_name(0, OTHER_RUN, mesh.node_id))
+        names = {"upstream_name": mesh.head_name, "downstream_name": mesh.head_name}
+        await stage.adopt(Adopt(chain=chain, root=mesh.root_pem, **names, fence=fence, stage=0, stages=1, clear=True))
+        assert (await stage.stats()).cells_used == 0
+
+
 async def test_r96_a_step_beyond_its_deadline_is_aborted_and_answered(mesh):
     async with serving(mesh, step_deadline_ms=100) as (stage, head, back):
         await head.send(prompt(mesh.fence, 1, [1]))

@@ -1,0 +1,245 @@
+"""A coordinator's part of the mediator: the deployments of this node and their runs, from plan to fence.
+
+Invariant: every order of a run is carried out in the order in which the run gave it, and a run that is no longer in its
+deployment orders nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from meshnode.core.coordination import orders as order_of
+from meshnode.core.coordination.ledger import Ledger, Report
+from meshnode.core.coordination.orders import RunOrder
+from meshnode.core.coordination.run import Run, State
+from meshnode.core.membership.membership import Membership
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.core.node.deployments import DRAIN_S, MAKE_ROOM_S, Deployment, Draw, Place
+from meshnode.core.node.outbox import Outbox
+from meshnode.core.planning.inventory import Inventory
+from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence
+from meshnode.wire.messages import Abort, Committed, Grant, Refuse, Renewed
+
+Answer = Grant | Refuse | Committed | Renewed | Report
+
+InventoryOf = Callable[[str, str], Inventory]
+"""By the deployment whose memory counts as free (none: an empty name), and the kind of its weights."""
+
+
+class Coordinator:
+    """All deployments that this node coordinates."""
+
+    def __init__(
+        self,
+        startup_timeout_s: float,
+        membership: Membership,
+        ledger: Ledger,
+        out: Outbox,
+        inventory: InventoryOf,
+        draw: Draw,
+    ) -> None:
+        self._startup_timeout_s = startup_timeout_s
+        self._membership = membership
+        self._ledger = ledger
+        self._out = out
+        self._inventory = inventory
+        self._draw = draw
+        self.deployments: dict[str, Deployment] = {}
+
+    def of(self, fence: Fence) -> tuple[Deployment, Run] | None:
+        """The deployment and the run of `fence`, whatever state it is in."""
+        for deployment in self.deployments.values():
+            run = deployment.find(fence)
+            if run is not None:
+                return deployment, run
+        return None
+
+    def deadline(self) -> float | None:
+        """When `settle` has something to do."""
+        times: list[float | None] = []
+        for deployment in self.deployments.values():
+            times += [deployment.wake_at(), *(run.due_at() for run in deployment.runs())]
+        return min((at for at in times if at is not None), default=None)
+
+    def partners(self) -> set[NodeId]:
+        """The participants of every run."""
+        found = (run for deployment in self.deployments.values() for run in deployment.runs())
+        return {node for run in found for node in run.participants}
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def demanded(self, event: on.Demanded, now: float) -> None:
+        """Somebody at this node wants a model."""
+        key = event.demand.deployment
+        self.deployments[key] = Deployment(
+            event.demand,
+            event.footprint,
+            event.created,
+            self._membership.node,
+            self._startup_timeout_s,
+            now,
+            rules=self._ledger.rules,
+            term=self._ledger.promised.get(key, 0),
+        )
+
+    def withdraw(self, key: str, reason: str, now: float) -> None:
+        """It is no longer wanted."""
+        deployment = self.deployments.pop(key, None)
+        if deployment is not None:
+            for run in deployment.runs():
+                self._obey(deployment, run, run.end(reason, "the model is no longer wanted"), now)
+
+    def changed(self, now: float) -> None:
+        """The members, or what one of them offers, are others than before."""
+        for deployment in self.deployments.values():
+            deployment.changed(now)
+
+    def answered(self, peer: NodeId, message: Answer, now: float) -> None:
+        """A participant's answer or report."""
+        found = self.of(message.fence)
+        if found is not None:
+            deployment, run = found
+            self._obey(deployment, run, run.received(peer, message, now), now)
+        elif not isinstance(message, Refuse | Renewed):
+            self._out.send(peer, Abort(message.fence, "unknown"))
+
+    def head_reported(self, event: on.HeadOpened | on.HeadFailed | on.HeadDrained, now: float) -> None:
+        """The head of a run came through, is empty, or is lost."""
+        found = self.of(event.fence)
+        if found is None:
+            return
+        deployment, run = found
+        match event:
+            case on.HeadOpened():
+                self._obey(deployment, run, run.head_opened(now), now)
+            case on.HeadFailed():
+                self._obey(deployment, run, run.head_failed(event.message), now)
+            case on.HeadDrained():
+                self._drained(deployment, run, now)
+            case _:
+                assert_never(event)
+
+    def planned(self, event: on.Planned | on.PlanFailed, now: float) -> None:
+        """A plan, a shortfall, or neither."""
+        deployment = self.deployments.get(event.deployment)
+        if deployment is None:
+            return
+        if isinstance(event, on.PlanFailed):
+            deployment.plan_failed(event.serial, event.message, now)
+            return
+        nodes = self._inventory(event.deployment, deployment.footprint.weight_kind).nodes
+        members = {node.node: node.excluded for node in nodes}
+        run = deployment.planned(event.serial, event.outcome, members, self._draw, now)
+        if run is not None:
+            self._out.trace(f"{run.fence}: claiming {len(run.claim.stages)} stages for {run.claim.model}")
+            self._obey(deployment, run, run.start(now), now)
+        elif deployment.current is None:
+            self._out.trace(f"no plan for {deployment.demand.model} yet")
+
+    def lost(self, peer: NodeId, message: str, now: float) -> None:
+        """A member is gone."""
+        for deployment in list(self.deployments.values()):
+            for run in deployment.runs():
+                self._obey(deployment, run, run.lost(peer, message), now)
+            deployment.changed(now)
+
+    def unlinked(self, peer: NodeId, message: str, now: float) -> None:
+        """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
+        for deployment in self.deployments.values():
+            run = deployment.attempt
+            if run is not None:
+                self._obey(deployment, run, run.lost(peer, message), now)
+
+    # --- every time -----------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> None:
+        """Judge leases and deadlines; before anything else that happens at `now`."""
+        for deployment in list(self.deployments.values()):
+            for run in deployment.runs():
+                self._obey(deployment, run, run.expire(now), now)
+
+    def settle(self, now: float) -> None:
+        """Renewals and plans that are due."""
+        for deployment in list(self.deployments.values()):
+            for run in deployment.runs():
+                self._obey(deployment, run, run.renewals(now), now)
+            if deployment.due(now):
+                self._make_plan(deployment, now)
+
+    def _make_plan(self, deployment: Deployment, now: float) -> None:
+        demand = deployment.demand
+        freed = demand.deployment if deployment.place is Place.INSTEAD else ""
+        inventory = deployment.view(self._inventory(freed, deployment.footprint.weight_kind), now)
+        self._out.do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
+
+    # --- what runs order ------------------------------------------------------------------------------------------
+
+    def _obey(self, deployment: Deployment, run: Run, orders: list[RunOrder], now: float) -> None:
+        for order in orders:
+            match order:
+                case order_of.Order():
+                    self._out.send(order.node, order.message)
+                case order_of.OpenHead():
+                    self._out.do(do.OpenHead(run.claim, run.hops, deployment.created))
+                case order_of.ServeHead():
+                    self._out.do(do.ServeHead(order.fence))
+                case order_of.DrainHead():
+                    self._out.do(do.DrainHead(order.fence))
+                case order_of.CloseHead():
+                    self._out.do(do.CloseHead(order.fence))
+                case order_of.Decide():
+                    self._ledger.decide(run.claim.deployment, order.fence)
+                    self._out.do(do.Persist(self._ledger.encode()))
+                case order_of.FetchedAll():
+                    self._make_room(deployment, run, now)
+                case order_of.Drained():
+                    self._drained(deployment, run, now)
+                case order_of.Served():
+                    self._served(deployment, run, now)
+                case order_of.Ended():
+                    self._ended(deployment, run, order, now)
+                case _:
+                    assert_never(order)
+
+    def _served(self, deployment: Deployment, run: Run, now: float) -> None:
+        """The new run serves: those before it finish what streams, or end if they are broken."""
+        self._out.trace(f"{run.fence}: serves {run.claim.model}")
+        for former in deployment.served(now):
+            if former.state is State.BROKEN:
+                self._obey(deployment, former, former.fence_off(run.claim), now)
+            else:
+                self._obey(deployment, former, former.drain(now, DRAIN_S), now)
+        self._membership.voice.soon(now, settle=0.0)  # clients of every node wait for this one
+
+    def _make_room(self, deployment: Deployment, attempt: Run, now: float) -> None:
+        """All that the attempt needs is on disk: the run in whose place it comes finishes what streams."""
+        yielding = deployment.yields_to(attempt)
+        if yielding is None:
+            self._obey(deployment, attempt, attempt.room_made(now), now)
+        else:
+            self._obey(deployment, yielding, yielding.drain(now, MAKE_ROOM_S), now)
+            self._membership.voice.soon(now, settle=0.0)
+
+    def _drained(self, deployment: Deployment, run: Run, now: float) -> None:
+        """Nothing streams through a run that is to go."""
+        if run.state is not State.DRAINING:
+            return
+        if deployment.current is not None:
+            self._obey(deployment, run, run.fence_off(deployment.current.claim), now)
+        elif deployment.attempt is not None:
+            self._obey(deployment, run, run.give_way(deployment.attempt.claim), now)
+
+    def _ended(self, deployment: Deployment, run: Run, end: order_of.Ended, now: float) -> None:
+        self._out.trace(f"{end.fence} ended: {end.reason}: {end.message}")
+        deployment.ended(run, end, self._draw, now)
+        self._membership.voice.soon(now)
+        if run.claim.deployment not in self.deployments:
+            return  # withdrawn: nothing comes back
+        resumed, waiting = deployment.resumed(), deployment.waiting()
+        if resumed is not None:
+            self._obey(deployment, resumed, resumed.resume(), now)
+        elif waiting is not None:
+            self._obey(deployment, waiting, waiting.room_made(now), now)
