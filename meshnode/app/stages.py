@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from meshnode.app.hops import HopSeats
+from meshnode.core.coordination.ledger import LEASE_S
 from meshnode.core.node.effects import Kept
 from meshnode.core.node.events import Event, StageReported
 from meshnode.errors import MeshError, StageError
@@ -73,6 +74,7 @@ class _Running:
     connecting: bool = False
     """One dial at a time, however often it is ordered."""
     reported_at: float = 0.0
+    renewed_at: float = field(default_factory=trio.current_time)
     slice: Path | None = None
     ended: trio.Event = field(default_factory=trio.Event)
     nursery: trio.Nursery | None = None
@@ -168,6 +170,19 @@ class Stages:
 
     async def renew(self, fence: Fence) -> None:
         """The stages of `fence` may go on for another lease."""
+        for key, running in list(self._running.items()):
+            if key[0] == fence:
+                running.renewed_at = trio.current_time()
+                await self._lease(running)
+
+    async def _lease(self, running: _Running) -> None:
+        """Tell the stage how long it may serve by itself; one that is not loaded yet is told then."""
+        if running.process is None:
+            return
+        try:
+            await running.process.lease(running.renewed_at + LEASE_S - trio.current_time())
+        except MeshError as error:
+            log.warning("%s: stage %d did not take its lease: %s", *_place(running), error)
 
     async def _adopt(self, running: _Running, order: Prepare) -> None:
         """Give a loaded stage its place in another run: a new certificate, new neighbours, empty lanes."""
@@ -195,6 +210,8 @@ class Stages:
             running.scope.cancel()
             await self._failed(running, error)
             return
+        running.renewed_at = trio.current_time()
+        await self._lease(running)
         self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
         await self._post(StageReported(Ready(order.fence, order.stage)))
 
@@ -247,6 +264,7 @@ class Stages:
                 )
                 await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
                 running.process, running.nursery = stage, nursery
+                await self._lease(running)
                 self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
                 await self._post(StageReported(Ready(order.fence, order.stage)))
                 raise await stage.wait_lost()

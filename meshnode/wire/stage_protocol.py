@@ -11,6 +11,7 @@ order they are done, and may send `Accepted` and `Progress` before it. `Event` h
     Cancel -> Done             the load that runs then ends with Error("cancelled")
     Connect (+ descriptor) -> Connected      when the other end has proved its name and the fence
     Adopt -> Done              new fence, certificate and neighbours; the model and its KV cache stay
+    Lease -> Done              frames are answered until then; without one, for ever (bench, verify)
     Stats -> Statistics
     Unload -> Done             Connect and frames are refused until the next Load
     Shutdown -> Bye            then exit code 0
@@ -166,6 +167,12 @@ class Connected(StageMessage, frozen=True):
     side: str
 
 
+class Lease(StageMessage, frozen=True):
+    """The run may be served for so long from now, by the clock of this machine; a later Lease replaces it."""
+
+    remaining_ms: int
+
+
 class Stats(StageMessage, frozen=True):
     """How much was done?"""
 
@@ -220,7 +227,7 @@ class Event(StageMessage, frozen=True):
     side: str = ""
 
 
-Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Stats | Unload | Shutdown
+Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Lease | Stats | Unload | Shutdown
 Reply = Pong | Prepared | Accepted | Progress | Loaded | Connected | Statistics | Done | Bye | Error | Event
 
 

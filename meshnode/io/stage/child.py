@@ -18,6 +18,7 @@ from time import monotonic
 from meshnode.errors import MeshError, PeerError, StageError
 from meshnode.io.stage import descriptors
 from meshnode.io.stage.computing import Computing, Loaded
+from meshnode.io.stage.lease import StageLease
 from meshnode.io.stage.neighbours import Neighbours
 from meshnode.io.stage.wiring import Wiring
 from meshnode.wire import stage_protocol as protocol
@@ -86,7 +87,8 @@ class StageChild:
         self._control = Control(connection)
         self._wiring = wiring
         self._neighbours = Neighbours(wiring)
-        self._computing = Computing()
+        self._lease = StageLease()
+        self._computing = Computing(self._lease)
         self._loading: protocol.LoadStage | None = None
         self._cancelled = threading.Event()
         self._loaded: Loaded | None = None
@@ -131,6 +133,9 @@ class StageChild:
                 self._control.send(protocol.Done(id=number))
             case protocol.Connect():
                 self._connect(request)
+            case protocol.Lease(id=number, remaining_ms=remaining):
+                self._lease.renew(remaining)
+                self._control.send(protocol.Done(id=number))
             case protocol.Stats(id=number):
                 loaded = self._require_loaded()
                 self._control.send(loaded.meter.statistics(number, loaded.table.cells_used))

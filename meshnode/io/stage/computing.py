@@ -18,6 +18,7 @@ from typing import Final
 
 from meshnode.errors import LinkLost, PeerError, StaleFence
 from meshnode.io.stage.lanes import LaneTable
+from meshnode.io.stage.lease import StageLease
 from meshnode.io.stage.meter import Meter
 from meshnode.io.stage.step import Step
 from meshnode.io.stage.streams import FrameReader, FrameSender, check_fence
@@ -76,7 +77,8 @@ class Loaded:
 class Computing:
     """The computing thread and the watch over it."""
 
-    def __init__(self) -> None:
+    def __init__(self, lease: StageLease) -> None:
+        self._lease = lease
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._step_began: float | None = None
         self._steps = 0
@@ -136,6 +138,8 @@ class Computing:
                 # Who interrupts says so first and aborts then; between the two there is no step that nobody ends.
                 if not hops.wanted:
                     raise LinkLost("the streams were ended")
+                if self._lease.over:
+                    raise StaleFence("a frame came after the lease of its run had ended")
                 buffers = loaded.step.answer(frame)
             finally:
                 self._step_began, self._steps = None, self._steps + 1

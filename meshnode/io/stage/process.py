@@ -35,6 +35,7 @@ from meshnode.wire.stage_protocol import (
     Done,
     Error,
     Event,
+    Lease,
     Load,
     Loaded,
     LoadStage,
@@ -166,6 +167,10 @@ class StageProcess:
             await self._request(message, Connected, CONNECT_S, connection=connection)
         finally:
             connection.close()
+
+    async def lease(self, remaining_s: float) -> None:
+        """The stage answers frames for so long from now."""
+        await self._request(Lease(id=self._next_id(), remaining_ms=max(0, int(remaining_s * 1000))), Done)
 
     async def stats(self) -> Statistics:
         """Counters since the load."""

@@ -356,6 +356,24 @@ async def test_a_stage_that_another_head_adopts_starts_with_empty_lanes(mesh):
         assert (await stage.stats()).cells_used == 0
 
 
+async def test_a_stage_answers_no_frame_after_its_lease_until_a_later_one_came(mesh):
+    events = Events()
+    async with serving(mesh, events) as (stage, head, back):
+        await stage.lease(1000.0)
+        await head.send(prompt(mesh.fence, 1, [4]))
+        await back.read()
+        await stage.lease(0.0)
+        await head.send(prompt(mesh.fence, 2, [5]))
+        with pytest.raises(trio.BrokenResourceError):
+            await back.read()
+        await stage.lease(1000.0)
+        to_stage, from_stage = await connect(stage, mesh, mesh.fence)
+        await to_stage.send(prompt(mesh.fence, 1, [6]))
+        assert (await from_stage.read()).samples
+        for stream in (to_stage, from_stage):
+            await trio.aclose_forcefully(stream.tls)
+
+
 async def test_r96_a_step_beyond_its_deadline_is_aborted_and_answered(mesh):
     async with serving(mesh, step_deadline_ms=100) as (stage, head, back):
         await head.send(prompt(mesh.fence, 1, [1]))
