@@ -14,7 +14,7 @@ import numpy as np
 from meshnode.core.planning.lattice import START, Seat, Slices
 from meshnode.core.planning.pace import NEVER, Matrix
 
-BUDGET_CELLS = 12_000_000
+BUDGET_CELLS = 9_000_000
 """For one start, and CELLS_A_MOVE beside: 30 ms on a 2-core machine."""
 
 CELLS_A_MOVE = 2_000

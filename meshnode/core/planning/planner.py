@@ -6,7 +6,7 @@ Context first: the most comfortable target that any nodes hold decides. For it t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -71,7 +71,8 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     """
     check_demand(demand, footprint)
     nodes, excluded = participants_of(demand, footprint, inventory)
-    search = Search(demand, footprint, inventory, cuts_wanted(demand, footprint))
+    cuts = pinned_cuts(footprint, demand.cuts)
+    search = Search(demand, footprint, inventory, cuts)
     wanted = Wanted(demand, footprint, search.kv_type, search.floor)
     lost = lost_layers(demand, footprint, inventory)
     count = max(1, demand.replicas)
@@ -82,8 +83,7 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     taken = {node.node for placement in placements for node in placement.nodes}
     left = tuple(node for node in nodes if node.node not in taken)
     busy = tuple(Exclusion(node.node, node.name, node.usable_bytes, "replica") for node in nodes if node.node in taken)
-
-    cuts, fits = cuts_wanted(demand, footprint), dict[tuple[int, int, str], Fit]()
+    fits: dict[tuple[int, int, str], Fit] = {}
 
     def room(other: Demand, offered: Nodes) -> int | None:
         return Search(other, footprint, inventory, cuts, fits).room(offered)
@@ -96,34 +96,34 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     )
 
 
-def cuts_wanted(demand: Demand, footprint: ModelFootprint) -> Cuts:
-    """The slices that this demand may use."""
-    return pinned_cuts(footprint, demand.cuts)
-
-
 def _placements(search: Search, footprint: ModelFootprint, nodes: Nodes, count: int) -> list[Placement]:
     """Up to `count` placements that share no node, all with the same context and lanes.
 
-    Where enough nodes hold the whole model, each replica is one of them: more streams are what replicas are for.
+    Of several replicas, each is one node as long as one holds the model: more streams are what replicas are for. Only
+    where that gives too few are pipelines taken as they are for one.
     """
-    if count > 1 and not search.demand.cuts:
-        whole = msgspec.structs.replace(footprint, boundaries=())
-        alone = _one_after_the_other(Search(search.demand, footprint, search.inventory, cuts_of(whole)), nodes, count)
-        if len(alone) == count:
-            return alone
-    return _one_after_the_other(search, nodes, count)
+    if count == 1 or search.demand.cuts:
+        return _one_after_the_other((search,), nodes, count)
+    whole = cuts_of(msgspec.structs.replace(footprint, boundaries=()))
+    alone = Search(search.demand, footprint, search.inventory, whole)
+    found = _one_after_the_other((alone, search), nodes, count)
+    return found if len(found) == count else _one_after_the_other((search,), nodes, count)
 
 
-def _one_after_the_other(search: Search, nodes: Nodes, count: int) -> list[Placement]:
-    found: list[Placement] = []
+def _one_after_the_other(searches: Sequence[Search], nodes: Nodes, count: int) -> list[Placement]:
+    """Each by the first search that finds one on the nodes that are left."""
+    found: list[tuple[Search, Placement]] = []
     while len(found) < count:
-        taken = {node.node for placement in found for node in placement.nodes}
-        placement = search.place(tuple(node for node in nodes if node.node not in taken))
-        if placement is None:
-            return found
-        found.append(placement)
-    context, lanes = min(one.context for one in found), min(one.lanes for one in found)
-    return [search.at(placement, context, lanes) for placement in found]
+        taken = {node.node for _, placement in found for node in placement.nodes}
+        left = tuple(node for node in nodes if node.node not in taken)
+        tries = ((search, search.place(left)) for search in searches)
+        best = next(((search, placement) for search, placement in tries if placement is not None), None)
+        if best is None:
+            break
+        found.append(best)
+    context = min((placement.context for _, placement in found), default=0)
+    lanes = min((placement.lanes for _, placement in found), default=0)
+    return [search.at(placement, context, lanes) for search, placement in found]
 
 
 class Search:
