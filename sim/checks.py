@@ -2,13 +2,12 @@
 
 forged        an applied announcement was really signed by the member it names, and is exactly that record
 rolled back   no node ever holds an older number of an author than it held before
-two drivers   at most one coordinator drives a stage, and no order of a lower term is obeyed after a higher one
-broken word   a grant that was sent is on disk, and the terms come back after a restart
-overbooked    reservations never exceed a machine's memory
 unbounded     queues, rosters, frames and effects of one event have limits
 spinning      time passes: a node does not handle events for ever at one instant
 revoked       who knows of a revocation has no link to that peer and makes no plan with it
 framed        nobody is barred but by the issuer
+
+The rules of coordination are in `obedience`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from meshnode.core.coordination.ledger import Word as Said
 from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
@@ -28,9 +26,9 @@ from meshnode.core.node import events as on
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
-from meshnode.wire.fence import Fence
 from meshnode.wire.limits import CONTROL_FRAME
-from meshnode.wire.messages import Buckets, Grant, Have, Holding, Ping, Pong, Probe, Probed, Summary, Want
+from meshnode.wire.messages import Buckets, Have, Holding, Ping, Pong, Probe, Probed, Summary, Want
+from sim.obedience import Obedience
 
 if TYPE_CHECKING:
     from sim.machine import Machine
@@ -69,21 +67,13 @@ class Life:
     at_instant: int = 0
 
 
-@dataclass
-class Word:
-    """What a node promised, over all its lives."""
-
-    granted: dict[str, int] = field(default_factory=dict)
-    driven: dict[str, tuple[Fence, NodeId]] = field(default_factory=dict)
-
-
 class Checks:
     """All checkers of one world."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.lives: dict[NodeId, Life] = {}
-        self.words: dict[NodeId, Word] = {}
+        self.obedience = Obedience(world, self.fail)
         self.applied = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
@@ -98,17 +88,7 @@ class Checks:
     def started(self, machine: Machine) -> None:
         """A node came up: its terms must be back."""
         self.lives[machine.node] = Life()
-        word = self.words.setdefault(machine.node, Word())
-        word.driven.clear()
-        assert machine.mediator is not None
-        promised = machine.mediator.ledger.promised
-        for deployment, term in word.granted.items():
-            if promised.get(deployment, 0) < term:
-                self.fail("broken word", f"{machine.name} granted term {term} and knows {promised} after a restart")
-
-    def crashed(self, machine: Machine) -> None:
-        """Its stages died with it."""
-        self.words[machine.node].driven.clear()
+        self.obedience.started(machine)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -124,24 +104,15 @@ class Checks:
         if len(effects) > EFFECTS:
             self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
         self._barred(machine)
+        self.obedience.handled(machine, event, effects)
         if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
             self._roster(machine, life)
 
     def obeys(self, machine: Machine, effect: do.Effect) -> None:
         """Before every effect is carried out."""
-        match effect:
-            case do.Send(message=Grant() as grant):
-                self._grants(machine, grant)
-            case do.MakePlan(inventory=inventory):
-                self._planned(machine, inventory)
-            case do.PrepareStage(order=order):
-                self._drives(machine, order.deployment, order.fence)
-            case do.StopStages(fence=fence):
-                driven = self.words[machine.node].driven
-                for deployment in [key for key, (held, _) in driven.items() if held == fence]:
-                    del driven[deployment]
-            case _:
-                pass
+        self.obedience.obeys(machine, effect)
+        if isinstance(effect, do.MakePlan):
+            self._planned(machine, effect.inventory)
 
     def _barred(self, machine: Machine) -> None:
         assert machine.mediator is not None
@@ -209,29 +180,6 @@ class Checks:
         authority = self.world.machines[author].authority
         return authority.admit(authority.chain).signed(Domain.ANNOUNCEMENT, raw, signature)
 
-    def _grants(self, machine: Machine, grant: Grant) -> None:
-        disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, Said]) if machine.disk.ledger else {}
-        if disk.get(grant.deployment, Said()).promised < grant.fence.term:
-            self.fail("broken word", f"{machine.name} grants {grant.fence} before it is on disk")
-        granted = self.words[machine.node].granted
-        granted[grant.deployment] = max(granted.get(grant.deployment, 0), grant.fence.term)
-
-    def _drives(self, machine: Machine, deployment: str, fence: Fence) -> None:
-        assert machine.mediator is not None
-        word, ledger = self.words[machine.node], machine.mediator.ledger
-        held = ledger.held.get(fence)
-        if held is None:
-            self.fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
-            return
-        if fence.term < word.granted.get(deployment, 0):
-            self.fail("two drivers", f"{machine.name} obeys term {fence.term} after {word.granted[deployment]}")
-        before = word.driven.get(deployment)
-        if before is not None and before[0] != fence and before[1] != held.claim.coordinator:
-            self.fail("two drivers", f"{machine.name} is driven by two coordinators of {deployment}")
-        word.driven[deployment] = (fence, held.claim.coordinator)
-        if sum(ledger.reserved.values()) > machine.me.memory_usable:
-            self.fail("overbooked", f"{machine.name} reserved {ledger.reserved}")
-
     # --- after the heal -----------------------------------------------------------------------------------------
 
     def differences(self, under_way_s: float = 0.0) -> list[str]:
@@ -254,15 +202,4 @@ class Checks:
                     found.append(f"{machine.name} holds {entry.body.number} of {other.name}, which said {last}")
                 elif not entry.present:
                     found.append(f"{machine.name} takes {other.name} for gone")
-        return found
-
-    def orphans(self) -> list[str]:
-        """Runs that a participant still holds although their coordinator does not know them."""
-        found = []
-        for machine in self.world.members():
-            assert machine.mediator is not None
-            for fence, run in machine.mediator.ledger.held.items():
-                coordinator = self.world.machines[run.claim.coordinator].mediator
-                if coordinator is None or not coordinator.coordinates(fence):
-                    found.append(f"{machine.name} still holds {fence}")
         return found

@@ -47,6 +47,7 @@ class Faults:
             "full_disk": self._full_disk,
             "calendar": self._calendar,
             "revoke": self._revoke,
+            "drain": self._drain,
         }
 
     def begin(self) -> None:
@@ -72,6 +73,7 @@ class Faults:
             machine.resume()
             if machine.mediator is None:
                 machine.start()
+            machine.hand(on.DrainWanted(machine.node, draining=False))
         self._say_revoked(next(iter(world.machines.values())))
 
     def _strike(self, kind: str) -> Callable[[], None]:
@@ -110,6 +112,16 @@ class Faults:
         machine.hand(on.Stopping())
         machine.after(LEAVE_S, lambda: machine.crash(power=False))
         self._later(5.0 + self.random.random() * 5.0, lambda: self._start(machine))
+
+    def _drain(self) -> None:
+        """Somebody wants a machine to take no work for a while: what it does moves elsewhere, if there is room."""
+        machine = self._one()
+        assert machine is not None
+        self.world.note_fault(f"{machine.name} is to be spared")
+        machine.hand(on.DrainWanted(machine.node))
+        self._later(
+            5.0 + self.random.random() * 10.0, lambda: machine.hand(on.DrainWanted(machine.node, draining=False))
+        )
 
     def _pause(self) -> None:
         machine = self._one()

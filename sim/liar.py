@@ -6,6 +6,7 @@ replayed     another's announcement that was newer once
 minted       a member that the liar made itself, and its announcement
 wrong mesh   its own announcement of another mesh, really signed
 false claim  a claim in another node's name
+false order  an order for a run of another coordinator, of which its peer holds a stage
 false list   a revocation list of the liar's own making, in its own name and in the issuer's
 slander      a suspicion against a node that lives: really signed, to be refuted
 noise        bytes that are no message
@@ -26,7 +27,20 @@ from meshnode.identity.domains import Domain, sign
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.revocation import RevocationList, sign_list
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.messages import Announce, Claim, ClaimedStage, Introduce, Revoke, RunOptions, encode
+from meshnode.wire.messages import (
+    Abort,
+    Announce,
+    Claim,
+    ClaimedStage,
+    Commit,
+    Connect,
+    FenceOff,
+    Introduce,
+    Renew,
+    Revoke,
+    RunOptions,
+    encode,
+)
 from sim.agenda import stream
 from sim.network import End
 
@@ -44,6 +58,7 @@ KINDS = (
     "minted",
     "wrong_mesh",
     "false_claim",
+    "false_order",
     "noise",
     "equivocated",
     "false_list",
@@ -95,6 +110,8 @@ class Liar:
                 return self._wrong_mesh()
             case "false_claim":
                 return self._false_claim(end)
+            case "false_order":
+                return self._false_order(end)
             case "false_list":
                 return self._false_list()
             case "slander":
@@ -178,6 +195,24 @@ class Liar:
             return []
         fence = Fence(Term(5), RunId(self.random.randbytes(8).hex()))
         options = RunOptions(256, 4, 128, "f16", flash_attention=False)
-        stage = ClaimedStage(0, end.peer, 0, 12, 1, 1, 1)
+        stage = ClaimedStage(0, end.peer, 0, 12, 1, 1, 2)
         claim = Claim(fence, "f" * 16, "model", "0" * 64, "0" * 64, self.random.choice(others), 12, options, (stage,))
         return [encode(claim)]
+
+    def _false_order(self, end: End) -> list[bytes]:
+        """As a participant could: it knows the fence of a run that it does not coordinate."""
+        peer = self.world.machines[end.peer].mediator
+        held = [] if peer is None else list(peer.ledger.held.values())
+        runs = [run.claim for run in held if run.claim.coordinator != self.machine.node]
+        if not runs:
+            return []
+        claim = self.random.choice(runs)
+        later = Fence(Term(claim.fence.term + 1), claim.fence.run)
+        orders = (
+            Abort(claim.fence, "false"),
+            Connect(claim.fence),
+            Commit(claim.fence),
+            Renew(claim.fence, 1),
+            FenceOff(self.random.choice((claim.fence, later)), claim.deployment),
+        )
+        return [encode(self.random.choice(orders))]

@@ -126,7 +126,6 @@ class Machine:
             else:
                 self.world.network.close(end)
         self.engine.stop_all()
-        self.world.checks.crashed(self)
 
     def pause(self) -> None:
         """The process is frozen, or the machine suspended; its sockets stay."""

@@ -89,20 +89,21 @@ class World:
         """The code under test."""
         return Mediator(me, authority, draw, now, self.rules)
 
-    def serve(self, machine: Machine) -> None:
-        """Somebody asks this machine's node for the model."""
+    def serve(self, *machines: Machine) -> None:
+        """Somebody asks this machine's node for the model; of several, each takes the same deployment for its own."""
         self._deployments += 1
         model = footprint()
         demand = Demand(
             DeploymentId(f"{self._deployments:016x}"),
             1,
-            machine.node,
+            machines[0].node,
             model.manifest_digest,
             model.name,
             context=256,
             lanes=4,
         )
-        machine.hand(on.Demanded(demand, model, 0))
+        for machine in machines:
+            machine.hand(on.Demanded(demand, model, 0))
 
     def running(self) -> list[Machine]:
         """Machines whose node runs."""

@@ -86,9 +86,9 @@ def test_an_order_of_a_lower_term_after_a_higher_one_is_found() -> None:
     world.serve(machines[0])
     world.agenda.run(20.0)
     holder = next(m for m in machines if any(o.order.fence in m.mediator.ledger.held for o in orders))
-    world.checks.words[holder.node].granted[orders[0].order.deployment] = 9
+    world.checks.obedience.words[holder.node].granted[orders[0].order.deployment] = 9
 
-    with pytest.raises(Violation, match=r"two drivers: n. obeys term 1 after 9"):
+    with pytest.raises(Violation, match=r"two drivers: n. obeys term 1 after a higher"):
         obeys(holder, orders[0])
 
 
@@ -113,11 +113,11 @@ def test_a_run_that_only_its_participant_remembers_is_an_orphan() -> None:
     world, machines = settled(4)
     world.serve(machines[0])
     world.agenda.run(20.0)
-    assert world.checks.orphans() == []
+    assert world.checks.obedience.orphans() == []
 
     machines[0].crash(power=True)
 
-    assert world.checks.orphans() != []
+    assert world.checks.obedience.orphans() != []
 
 
 def test_a_node_that_plans_without_pause_is_found() -> None:

@@ -75,6 +75,7 @@ def test_every_kind_of_lie_is_told_and_none_is_believed() -> None:
     machines = list(world.machines.values())
     liar = Liar(world, machines[1], 60.0, every_s=0.1)
     liar.begin()
+    world.agenda.at(5.0, lambda: world.serve(machines[0]))
 
     world.agenda.run(60.0)
 
