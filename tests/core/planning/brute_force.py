@@ -1,16 +1,21 @@
-"""Every placement there is, judged one by one: what the planner's search is held against."""
+"""Every placement there is, judged one by one: what the planner's search is held against.
+
+python -m tests.core.planning.brute_force 10000 5 10      cases, most nodes, most layers
+"""
 
 import itertools
 import random
+import sys
 
 import msgspec
 
-from meshnode.core.planning import Inventory, LayerFootprint, NodeInventory
+from meshnode.core.planning import Inventory, LayerFootprint, NodeInventory, Shortfall, make_plan
 from meshnode.core.planning.context import costs_of
-from meshnode.core.planning.cuts import pinned_cuts
+from meshnode.core.planning.cuts import cuts_of, pinned_cuts
 from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.pace import NEVER, pace_of
 from meshnode.core.planning.participants import fetch_bytes, head_of, participants_of
+from meshnode.errors import ConfigError
 from tests.core.planning.models import DIGEST, RESERVE, away, demand, footprint
 
 CONTEXT = 256
@@ -131,3 +136,40 @@ def problem(random: random.Random, nodes, layers):
         cuts = tuple(sorted(random.sample(model.boundaries, min(len(model.boundaries), random.randint(1, 2)))))
         asked = msgspec.structs.replace(asked, cuts=cuts)
     return asked, model, Inventory((*machines, away(layers)), tuple(links))
+
+
+def compare(seed, nodes, layers):
+    asked, model, machines = problem(random.Random(seed), nodes, layers)
+    try:
+        found = make_plan(asked, model, machines)
+    except ConfigError:
+        assert asked.cuts  # random cuts that this model does not allow
+        return "refused"
+    best = best_of_all(asked, model, machines)
+    if isinstance(found, Shortfall):
+        assert best is None, (seed, found.reason, best)
+        return found.reason
+    assert [(stage.node, stage.first, stage.last) for stage in found.stages] == best, seed
+    check(found, model)
+    return len(found.stages)
+
+
+def check(plan, model):
+    """What every plan must hold: contiguous, allowed, within the memory of each node, each node once."""
+    allowed = cuts_of(model)
+    assert [stage.first for stage in plan.stages] == [0, *(stage.last for stage in plan.stages[:-1])]
+    assert plan.stages[-1].last == len(model.layers)
+    assert len(set(plan.nodes)) == len(plan.nodes)
+    for stage in plan.stages:
+        assert stage.last in allowed.ends[stage.first]
+        assert stage.total_bytes <= stage.usable_bytes
+
+
+def main(cases, nodes, layers):
+    outcomes = [compare(seed, nodes, layers) for seed in range(cases)]
+    print(f"{cases} cases of up to {nodes} nodes x {layers} layers, all equal to brute force; stages or shortfall:")
+    print({outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes), key=str)})
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]))
