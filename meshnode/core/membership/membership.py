@@ -153,9 +153,10 @@ class Membership:
             case Announce():
                 self._announced(peer, message, now)
             case Leave():
-                self.roster.leave(peer)
-                self._gone(peer, "the node left")
-                self.links.forget(peer)
+                # That it left is what its signed last word says, which came before this. A goodbye of an earlier life,
+                # held up on its way, says nothing of the present one.
+                self._forget(peer, "the node left")
+                self._choose = True
             case Ping():
                 self._tell(peer, Pong(message.nonce))
             case Pong():
@@ -228,7 +229,7 @@ class Membership:
         self._choose = True
         entry = self.roster.entries.get(node)
         if entry is not None and entry.left:
-            self.links.forget(node)
+            self._forget(node, reason)
         self._orders += [order.Lost(node, reason), order.Changed()]
 
     # --- revocation -------------------------------------------------------------------------------------------
@@ -266,9 +267,13 @@ class Membership:
             self.digest.remove(id_of(record))
         self.roster.remove(node)
         self.hints.pop(node, None)
+        self._forget(node, reason)
+        self._gone(node, reason)
+
+    def _forget(self, node: NodeId, reason: str) -> None:
+        """Never dial it again; a link that is forgotten is closed too, or nobody would know to close it later."""
         if self.links.up(node):
             self._orders.append(order.Drop(node, reason))
-        self._gone(node, reason)
         self.links.forget(node)
 
     # --- suspicion --------------------------------------------------------------------------------------------
@@ -362,7 +367,7 @@ class Membership:
             if node in self.ring:
                 self._gone(node, f"{self.name_of(node)} was not heard of for too long")
         for node in self.roster.forget(now):
-            self.links.forget(node)
+            self._forget(node, "it was not heard of for a day")
         self._judge_again()
         self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
         self.standing.seek()
