@@ -30,12 +30,13 @@ from meshnode.app.control import ControlLinks
 from meshnode.app.directory import MeshDirectory
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
-from meshnode.app.intent import Intent, Join, Resume, Serve
+from meshnode.app.intent import Intent, Serve
+from meshnode.app.joining import become_member, dialable
 from meshnode.app.lan import Lan
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
-from meshnode.app.renewal import keep_renewed, require_valid
+from meshnode.app.renewal import keep_renewed
 from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import ServableModel, Shelf
@@ -46,11 +47,10 @@ from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
 from meshnode.core.planning.inventory import offered_bytes
-from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
+from meshnode.errors import ConfigError, LinkLost, MeshError, PeerError
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.ids import NodeId, short
+from meshnode.identity.ids import NodeId
 from meshnode.identity.invite_book import InviteBook
-from meshnode.identity.invites import check_not_expired, mesh_pin, parse_invite
 from meshnode.io.artifacts import BulkClient, serve_bulk
 from meshnode.io.disk.atomic import write_atomic
 from meshnode.io.disk.directory import DataDirectory, Membership
@@ -62,7 +62,6 @@ from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.comparison_desk import ComparisonDesk
-from meshnode.io.transport.join import redeem
 from meshnode.io.transport.join_desk import JoinDesk
 from meshnode.io.transport.stream import JoinStream, Stream
 from meshnode.io.transport.transport import Handlers, Transport
@@ -97,8 +96,9 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
 async def _run_member(settings: Settings, intent: Intent, tokenizer: Tokenizer | None, stop: trio.Event) -> None:
     data = DataDirectory.open(settings.data)
     try:
-        membership, found = await _become_member(data, intent)
-        await Node(settings, data, membership, tokenizer).run(intent, found, stop)
+        became = await become_member(settings, data, intent, stop)
+        if became is not None:
+            await Node(settings, data, became[0], tokenizer).run(intent, became[1], stop)
     finally:
         data.close()
 
@@ -125,38 +125,6 @@ def _check_servable(settings: Settings, path: Path) -> None:
     resolve_kv_type(demand, footprint)
 
 
-async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membership, list[PeerFound]]:
-    """The membership to run with, and whom to dial first."""
-    now = datetime.now(UTC)
-    present = data.membership(now)
-    known = [PeerFound(node, addresses) for node, addresses in data.peers().items()]
-    if present is not None:
-        present = await require_valid(data, present, [address for peer in known for address in peer.addresses])
-    match intent:
-        case Join(invite=text):
-            invite = parse_invite(text)
-            if present is not None:
-                if mesh_pin(present.credentials.mesh_id) != invite.mesh_pin:
-                    raise ConfigError(
-                        f"{data.path} belongs to mesh {short(present.credentials.mesh_id)}, the invite is for another",
-                        "Join the other mesh with a data directory of its own: --data PATH.",
-                    )
-                return present, known
-            check_not_expired(invite, now)
-            joined = await redeem(invite, data.node_key(), now)
-            membership = data.join_mesh(joined.credentials)
-            return membership, [PeerFound(joined.issuer_node, (joined.address,))]
-        case Serve():
-            return present or data.make_mesh(now), known
-        case Resume():
-            if present is None:
-                raise InviteError(
-                    "this machine is not a member of a mesh yet",
-                    "Run `meshnode invite` on a machine of the mesh, then `meshnode join <invite>` here.",
-                )
-            return present, known
-
-
 class Node:
     """The parts of one running node. Made with what is on disk; `run` does everything else."""
 
@@ -169,7 +137,7 @@ class Node:
         self.data = data
         self.membership = membership
         self.issuer = membership.issuer
-        self.transport = Transport(membership.credentials)
+        self.transport = Transport(membership.credentials, lan_only=not settings.wan)
         self.seats = HopSeats()
         self.mesh_port = 0
         self.api_url = ""
@@ -285,7 +253,7 @@ class Node:
         if settings.advertise:
             return settings.advertise
         if settings.listen in ANY_ADDRESS:
-            return local_addresses(self.mesh_port)
+            return local_addresses(self.mesh_port, wan=settings.wan)
         return (join_address(settings.listen, self.mesh_port),)
 
     def _lan(self) -> Lan:
@@ -381,7 +349,8 @@ class Node:
 
     def _peer_addresses(self) -> list[str]:
         entries = self.mediator.roster.entries.values()
-        return [address for entry in entries if not entry.left for address in entry.body.addresses]
+        told = [address for entry in entries if not entry.left for address in entry.body.addresses]
+        return dialable(self.settings, told)
 
     async def _tell_cache(self) -> None:
         """Tell which slices need not be fetched: at the start, and when stages came or went."""

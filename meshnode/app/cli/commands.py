@@ -56,6 +56,7 @@ ApiPort = Annotated[int | None, typer.Option(help="Port of the OpenAI endpoint. 
 ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Default: 127.0.0.1.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
 NoMdns = Annotated[bool, typer.Option("--no-mdns", help="Say and hear nothing by mDNS; admit by invite only.")]
+Wan = Annotated[bool, typer.Option("--wan", help="Leave the local network: dial public addresses and host names.")]
 Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. Default: physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
 Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
@@ -77,6 +78,7 @@ def serve(
     api_port: ApiPort = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
+    wan: Wan = False,
     threads: Threads = None,
     data: Data = None,
 ) -> int:
@@ -98,6 +100,7 @@ def serve(
             "api_port": api_port,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
+            "wan": wan or None,
             "threads": threads,
             "data": data,
         },
@@ -118,6 +121,7 @@ def join(
     api_port: ApiPort = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
+    wan: Wan = False,
     threads: Threads = None,
     data: Data = None,
 ) -> int:
@@ -136,6 +140,7 @@ def join(
             "api_port": api_port,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
+            "wan": wan or None,
             "threads": threads,
             "data": data,
         },
