@@ -47,6 +47,8 @@ SYNC_S = 5.0
 """Anti-entropy with one linked peer (NETWORK)."""
 LATE_S = 0.5
 """Woken so much later than asked for, this node was suspended or starved: its own slowness is suspected first."""
+HINTED = 2
+"""Addresses of a hint that are tried before announced ones: false ones cost half a second of a dial."""
 HINTS = 64
 """Addresses of members that have not announced themselves: those of an invite, or of the last run."""
 
@@ -108,14 +110,24 @@ class Membership:
     # --- events -----------------------------------------------------------------------------------------------
 
     def found(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
-        """An address of a member that has not announced itself yet."""
-        if node == self.node or node in self.roster.entries or self.barred(node):
+        """Where a member may be that has not announced itself yet, or has moved since."""
+        if node == self.node or self.barred(node):
             return
+        entry, link = self.roster.entries.get(node), self.links.links.get(node)
+        if entry is not None and (entry.left or set(addresses) <= set(entry.body.addresses)):
+            return
+        if entry is not None and entry.present and (link is None or not link.wanted):
+            return  # above 16 nodes others keep the link, or nearly every node would hint at every other
         if node not in self.hints and len(self.hints) >= HINTS:
             del self.hints[next(iter(self.hints))]
         self.hints[node] = addresses
         self.links.want(node, now)
         self._choose = True
+
+    def addresses_of(self, node: NodeId) -> tuple[str, ...]:
+        """Where to dial `node`: what it announced, and before that where it was seen since (anybody may say that)."""
+        entry, hint = self.roster.entries.get(node), self.hints.get(node, ())
+        return hint if entry is None else tuple(dict.fromkeys((*hint[:HINTED], *entry.body.addresses)))
 
     def keep_links_to(self, partners: frozenset[NodeId]) -> None:
         """Nodes of the runs that this node takes part in."""
@@ -127,6 +139,8 @@ class Membership:
     def link_opened(self, peer: NodeId, now: float) -> None:
         """A link is authenticated: say who we are, and compare what we know."""
         self.links.opened(peer, now)
+        if peer in self.roster.entries:
+            self.hints.pop(peer, None)  # it was reached, and tells anew where it is
         if self.barred(peer):
             self._orders.append(order.Drop(peer, REVOKED))
             return

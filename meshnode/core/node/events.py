@@ -15,7 +15,7 @@ from meshnode.wire.messages import AnyMessage, Connected, Failed, Progress, Read
 
 @dataclass(frozen=True)
 class PeerFound:
-    """An address of a member that has not announced itself yet (from the invite or from disk)."""
+    """Where a member may be (from the invite, from disk, or heard of on this network)."""
 
     node: NodeId
     addresses: tuple[str, ...]
@@ -116,6 +116,13 @@ class CacheChanged:
 
 
 @dataclass(frozen=True)
+class AddressesChanged:
+    """This machine has other addresses than before."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The user wants this node to leave."""
 
@@ -139,6 +146,7 @@ Event = (
     | HeadOpened
     | HeadFailed
     | CacheChanged
+    | AddressesChanged
     | Stopping
     | TimePassed
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from meshnode.core.coordination.ledger import Ledger
@@ -53,7 +53,7 @@ UNSENT = 64
 
 @dataclass(frozen=True)
 class Self:
-    """What this node says of itself and does not change while it runs."""
+    """What this node says of itself; while it runs, only its addresses change."""
 
     name: str
     role: str
@@ -138,6 +138,9 @@ class Mediator:
                 self._head_reported(event, now)
             case on.CacheChanged():
                 self.cached = event.cached
+                self._announce_soon(now)
+            case on.AddressesChanged():
+                self.me = replace(self.me, addresses=event.addresses)
                 self._announce_soon(now)
             case on.Stopping():
                 self._stop(now)
@@ -452,8 +455,7 @@ class Mediator:
         """Where `node` can be dialed; this node too, by its own stages and heads."""
         if node == self.node:
             return self.me.addresses
-        entry = self.roster.entries.get(node)
-        return entry.body.addresses if entry is not None else self.hints.get(node, ())
+        return self.membership.addresses_of(node)
 
     def name_of(self, node: NodeId) -> str:
         """What a person called this node."""
