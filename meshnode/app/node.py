@@ -32,7 +32,7 @@ from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Serve
 from meshnode.app.joining import become_member, dialable
-from meshnode.app.lan import Lan
+from meshnode.app.lan import Lan, follow
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
@@ -170,6 +170,7 @@ class Node:
             self._ready.set()
             nursery.start_soon(self._remember_peers)
             nursery.start_soon(self._tell_cache)
+            nursery.start_soon(follow, self._addresses, self.runtime.post)
             if settings.mdns:
                 nursery.start_soon(self._lan().run, settings.mdns_interfaces)
             nursery.start_soon(self.revoking.watch)
@@ -263,7 +264,11 @@ class Node:
         def members() -> frozenset[NodeId]:
             return remembered | self.mediator.roster.entries.keys()
 
-        return Lan(identity, self.desk is not None, self._addresses, members, self.runtime.post)
+        def addresses() -> tuple[str, ...]:
+            return self.mediator.me.addresses
+
+        post, changed = self.runtime.post, self.runtime.changed
+        return Lan(identity, self.desk is not None, addresses, members, post, changed)
 
     def _desk(self) -> JoinDesk | None:
         if self.issuer is None:
