@@ -118,9 +118,9 @@ class World:
     def note(self, name: str, event: on.Event) -> None:
         """One event was handed to a mediator."""
         self.events += 1
-        kind = type(event.message if isinstance(event, on.Received) else event).__name__
-        self._digest.update(_PACK(self.agenda.now) + name.encode() + kind.encode())
-        self._tail.append((self.events, self.agenda.now, name, kind))
+        now, kind = self.agenda.now, type(event.message if isinstance(event, on.Received) else event).__name__
+        self._digest.update(_PACK(now) + f"{name}{kind}".encode())
+        self._tail.append((self.events, now, name, kind))
 
     @property
     def tail(self) -> tuple[str, ...]:

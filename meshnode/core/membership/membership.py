@@ -13,7 +13,7 @@ from meshnode.core.membership.announcement import Authority, Body
 from meshnode.core.membership.detector import Detector
 from meshnode.core.membership.digest import Digest, Item, id_of
 from meshnode.core.membership.exchange import Exchange
-from meshnode.core.membership.gossip import PULL_S, SMALL, Draw, Gossip, pick
+from meshnode.core.membership.gossip import SMALL, Draw, Gossip, pick
 from meshnode.core.membership.links import Links
 from meshnode.core.membership.observers import Observers
 from meshnode.core.membership.revocation import Revocations
@@ -47,6 +47,8 @@ SYNC_S = 5.0
 """Anti-entropy with one linked peer (NETWORK)."""
 LATE_S = 0.5
 """Woken so much later than asked for, this node was suspended or starved: its own slowness is suspected first."""
+WHO_S = 1.0
+"""Between two questions who an author is: an answer that took longer was lost with its link."""
 HINTED = 2
 """Addresses of a hint that are tried before announced ones: false ones cost half a second of a dial."""
 HINTS = 64
@@ -131,7 +133,8 @@ class Membership:
 
     def keep_links_to(self, partners: frozenset[NodeId]) -> None:
         """Nodes of the runs that this node takes part in."""
-        partners = frozenset(node for node in partners if not self.barred(node))
+        if self.revocations.records:
+            partners = frozenset(node for node in partners if not self.barred(node))
         if partners != self.standing.partners:
             self.standing.partners = partners
             self._choose = True
@@ -150,11 +153,14 @@ class Membership:
         if self.rules.anti_entropy and self.node < peer:
             self._tell(peer, self.exchange.summary())
 
-    def link_closed(self, peer: NodeId, reason: str, now: float) -> bool:
-        """A link ended or a dial failed; False when nobody here wants it."""
+    def link_closed(self, peer: NodeId, reason: str, now: float, *, barred: bool = False) -> bool:
+        """A link ended or a dial failed (`barred`: it says that this node was revoked); False: nobody wants it."""
         if peer not in self.links.links:
             return False  # it left: nobody dials it until it is heard of again
-        self.links.closed(peer, reason, now)
+        if barred and not self.links.links[peer].barred:
+            name = self.name_of(peer)
+            self._orders.append(order.Noted(f"{name} lets this node in no more: it was revoked from the mesh"))
+        self.links.closed(peer, reason, now, barred=barred)
         return True
 
     def received(self, peer: NodeId, message: MembershipMessage, now: float) -> None:
@@ -214,7 +220,7 @@ class Membership:
         self._adopted(peer, before, self.roster.entries[author], now)
 
     def _ask_who(self, peer: NodeId, author: NodeId, now: float) -> None:
-        if now - self._asked_who.get(author, now - PULL_S) >= PULL_S:
+        if now - self._asked_who.get(author, now - WHO_S) >= WHO_S:
             self._asked_who[author] = now
             self._tell(peer, WhoIs((author,)))
 
@@ -383,7 +389,7 @@ class Membership:
         for node in self.roster.forget(now):
             self._forget(node, "it was not heard of for a day")
         self._judge_again()
-        self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
+        self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < WHO_S}
         self.standing.seek()
         self._choose = self._choose or self.standing.size > SMALL or self.standing.size == 1
         if self.rules.anti_entropy:
@@ -404,9 +410,12 @@ class Membership:
 
     def deadline(self) -> float:
         """When `settle` is due next."""
-        times = (self.links.deadline(), self.gossip.deadline(), self._sync_at, self.detector.check_at)
-        self._expected = min(at for at in times if at is not None)
-        return self._expected
+        due = min(self._sync_at, self.detector.check_at)
+        for at in (self.links.deadline(), self.gossip.deadline()):
+            if at is not None and at < due:
+                due = at
+        self._expected = due
+        return due
 
     def name_of(self, node: NodeId) -> str:
         """What a person called it."""

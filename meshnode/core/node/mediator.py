@@ -101,10 +101,11 @@ class Mediator:
         """When to hand in TimePassed at the latest; None when nothing is due ever again."""
         if self.stopping:
             return None
-        times: list[float | None] = [self.membership.deadline(), self.membership.voice.due_at, self._repeat_at]
+        due = min(self.membership.deadline(), self.membership.voice.due_at)
+        times = [self._repeat_at]
         for deployment in self.deployments.values():
             times += [deployment.plan_at, deployment.run.deadline if deployment.run else None]
-        return min((at for at in times if at is not None), default=None)
+        return min((at for at in times if at is not None and at < due), default=due)
 
     def run_of(self, fence: Fence) -> Deployment | None:
         """The deployment of this coordinator whose present run has `fence`."""
@@ -119,7 +120,7 @@ class Mediator:
             case on.LinkOpened():
                 self._link_opened(event.peer, now)
             case on.LinkClosed():
-                self._link_closed(event.peer, event.reason, now)
+                self._link_closed(event, now)
             case on.Received():
                 self._received(event.peer, event.message, now)
             case on.Revoked():
@@ -166,10 +167,11 @@ class Mediator:
         for fence in held:
             self._send(peer, Grant(fence, self.ledger.held[fence].claim.deployment))
 
-    def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
+    def _link_closed(self, event: on.LinkClosed, now: float) -> None:
         """Orders and reports may have been lost with the link: a run that does not serve yet starts over."""
+        peer = event.peer
         self._unsent.pop(peer, None)
-        if not self.membership.link_closed(peer, reason, now):
+        if not self.membership.link_closed(peer, event.reason, now, barred=event.barred):
             return
         for deployment in self.deployments.values():
             if deployment.run is not None and deployment.run.state is not State.SERVING:
@@ -391,6 +393,8 @@ class Mediator:
 
     def _partners(self) -> frozenset[NodeId]:
         """The nodes of every run that this node takes part in: links to them are kept whatever the mesh's size."""
+        if not (self.deployments or self.ledger.held or self._unsent):
+            return frozenset()
         runs = [deployment.run.claim for deployment in self.deployments.values() if deployment.run is not None]
         runs += [held.claim for held in self.ledger.held.values()]
         found = {stage.node for claim in runs for stage in claim.stages} | {claim.coordinator for claim in runs}
