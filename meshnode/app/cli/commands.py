@@ -315,6 +315,18 @@ def bench_memory(
     return run(MemoryOptions(layers=layers, embd=embd, stages=stages), json)
 
 
+@command(bench_group, "join")
+def bench_join(
+    rounds: Annotated[int, typer.Option(help="How often; a round takes 15 s.")] = 5,
+    json: Json = False,
+) -> int:
+    """Seconds to join by invite, to see a mesh on this network, to find it again. Exit code 1 over a bar."""
+    from meshnode.app.bench.joining import JoinOptions
+    from meshnode.app.cli.measuring import bench_join as run
+
+    return run(JoinOptions(rounds=rounds), json)
+
+
 @command(bench_group, "model")
 def bench_model(
     out: Annotated[Path, typer.Option(help="Where to write it.")],
