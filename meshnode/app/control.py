@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from meshnode.core.node.events import Event, LinkClosed, LinkOpened, Received
-from meshnode.errors import MeshError
+from meshnode.errors import Barred, MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.io.transport.stream import Stream
 from meshnode.io.transport.transport import Transport
@@ -76,7 +76,7 @@ class ControlLinks:
             stream = await self._transport.dial(node, addresses, StreamClass.CONTROL)
         except MeshError as error:
             if node not in self._links:
-                await self._post(LinkClosed(node, str(error)))
+                await self._post(LinkClosed(node, str(error), isinstance(error, Barred)))
             return
         try:
             await self._serve(_Link(stream, self._own))

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from meshnode.app.directory import MeshDirectory
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Serve
+from meshnode.app.issuing import Issuing
 from meshnode.app.joining import become_member, dialable
 from meshnode.app.lan import Lan, follow
 from meshnode.app.member_routes import MemberRoutes
@@ -62,7 +64,7 @@ from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.comparison_desk import ComparisonDesk
-from meshnode.io.transport.join_desk import JoinDesk
+from meshnode.io.transport.join_desk import JoinDesk, refuse
 from meshnode.io.transport.stream import JoinStream, Stream
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
@@ -136,12 +138,12 @@ class Node:
         self.tokenizer = tokenizer
         self.data = data
         self.membership = membership
-        self.issuer = membership.issuer
         self.transport = Transport(membership.credentials, lan_only=not settings.wan)
         self.seats = HopSeats()
         self.mesh_port = 0
         self.api_url = ""
         self.desk: JoinDesk | None = None
+        self._lan_again = trio.CancelScope()
         self._ready = trio.Event()
         self._drained = trio.Event()
         self._models: dict[str, ServableModel] = {}
@@ -151,11 +153,11 @@ class Node:
         """Serve until `stop`, then leave."""
         settings = self.settings
         listener = listen(settings.api_host, settings.api_port)
-        desk = self.desk = self._desk()
+        self.desk = self._desk()
         http_stop = trio.Event()
         async with trio.open_nursery() as nursery:
             try:
-                handlers = self._handlers(desk)
+                handlers = self._handlers()
                 host = None if settings.listen in ANY_ADDRESS else settings.listen
                 self.mesh_port = await nursery.start(self.transport.serve, host, settings.port, handlers)
                 self._assemble()
@@ -163,7 +165,7 @@ class Node:
                 listener.close()
                 raise
             nursery.start_soon(self.runtime.run)
-            endpoint = self._endpoint(desk, stop)
+            endpoint = self._endpoint(stop)
             self._endpoint_for_peers = endpoint
             port = await nursery.start(self._serve_http, endpoint, listener, http_stop)
             self.api_url = f"http://{join_address(settings.api_host, port)}"
@@ -172,9 +174,10 @@ class Node:
             nursery.start_soon(self._tell_cache)
             nursery.start_soon(follow, self._addresses, self.runtime.post)
             if settings.mdns:
-                nursery.start_soon(self._lan().run, settings.mdns_interfaces)
-            nursery.start_soon(self.revoking.watch)
-            nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
+                nursery.start_soon(self._tell_lan)
+            nursery.start_soon(self.revoking.watch, self.stages.bar)
+            renewal = partial(keep_renewed, revoked=self.revoking.revoked)
+            nursery.start_soon(renewal, self.data, self._held, self._peer_addresses, self._use)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
             write_atomic(node_file, msgspec.json.encode(running))
@@ -191,7 +194,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """The frozen snapshot."""
-        issuer = self.issuer is not None
+        issuer = self.membership.issuer is not None
         frozen = status(self.mediator, trio.current_time(), api_url=self.api_url, issuer=issuer)
         counters = {
             **frozen.counters,
@@ -200,7 +203,9 @@ class Node:
             "unknown_hop_tokens": self.seats.unknown,
         }
         stages = self.stages.pids()
-        return msgspec.structs.replace(frozen, opening=dict(self._opening), stages=stages, counters=counters)
+        warnings = (*frozen.warnings, *self.issuing.warnings())
+        opening = dict(self._opening)
+        return msgspec.structs.replace(frozen, opening=opening, stages=stages, counters=counters, warnings=warnings)
 
     # --- wiring -----------------------------------------------------------------------------------------------
 
@@ -236,18 +241,29 @@ class Node:
         self.runtime.attach(self.links, self.stages, self.heads)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport)
         self.revoking = Revoking(self.mediator, self.runtime.post, self.runtime.changed, lambda: self.membership.issuer)
+        self.transport.admit = self.revoking.admit
         if self.desk is not None:
-            self.desk.barred = self.revoking.barred
+            self._guard(self.desk)
+        self.issuing = Issuing(self.data, self.mediator, self.transport, self.revoking, self._held, self._use)
+
+    def _held(self) -> Membership:
+        return self.membership
 
     def _own(self) -> Credentials:
         """As they are now: certificates are renewed daily."""
         return self.membership.credentials
 
-    def _renewed(self, membership: Membership) -> None:
+    def _use(self, membership: Membership) -> None:
+        """Certificates that were renewed, or this node's appointment as an issuer."""
         self.membership = membership
         self.transport.renew(membership.credentials)
         if self.desk is not None and membership.issuer is not None:
             self.desk.renew(membership.credentials, membership.issuer)
+        elif self.desk is None:
+            self.desk = self._desk()
+            if self.desk is not None:
+                self._guard(self.desk)
+                self._lan_again.cancel()
 
     def _addresses(self) -> tuple[str, ...]:
         settings = self.settings
@@ -256,6 +272,12 @@ class Node:
         if settings.listen in ANY_ADDRESS:
             return local_addresses(self.mesh_port, wan=settings.wan)
         return (join_address(settings.listen, self.mesh_port),)
+
+    async def _tell_lan(self) -> None:
+        """mDNS, begun anew when this node becomes an issuer: its hint says whether it admits."""
+        while True:
+            with trio.CancelScope() as self._lan_again:
+                await self._lan().run(self.settings.mdns_interfaces)
 
     def _lan(self) -> Lan:
         identity = self._own().mesh_id, self.mediator.node
@@ -271,19 +293,24 @@ class Node:
         return Lan(identity, self.desk is not None, addresses, members, post, changed)
 
     def _desk(self) -> JoinDesk | None:
-        if self.issuer is None:
+        issuer = self.membership.issuer
+        if issuer is None:
             return None
 
         async def persist(book: InviteBook) -> None:
             await trio.to_thread.run_sync(self.data.store_invites, book)
 
-        desk = JoinDesk(self._own(), self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+        desk = JoinDesk(self._own(), issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
         desk.comparisons = ComparisonDesk() if self.settings.mdns else None
         return desk
 
-    def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
-        routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
-        members = MemberRoutes(self.revoking, Probing(self.mediator, self.transport, trio.current_time))
+    def _guard(self, desk: JoinDesk) -> None:
+        desk.barred = self.revoking.barred
+        desk.revoked = self.revoking.revoked
+
+    def _endpoint(self, stop: trio.Event) -> HttpEndpoint:
+        routes = AdminRoutes(self.mediator, lambda: self.desk, self.status, stop.set)
+        members = MemberRoutes(self.revoking, self.issuing, Probing(self.mediator, self.transport, trio.current_time))
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
         access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
         token = self.data.api_token()
@@ -291,25 +318,23 @@ class Node:
 
     # --- connections ------------------------------------------------------------------------------------------
 
-    def _handlers(self, desk: JoinDesk | None) -> Handlers:
+    def _handlers(self) -> Handlers:
         """A bug that a stranger or a member finds ends their connection, not the node."""
 
         async def member(stream: Stream) -> None:
             await ends_by_bug(self._member, stream)
 
         async def join(stream: JoinStream) -> None:
-            assert desk is not None
-            await ends_by_bug(desk.handle, stream)
+            if self.desk is None:  # it may become an issuer while it runs
+                await refuse(stream)
+            else:
+                await ends_by_bug(self.desk.handle, stream)
 
         async def stage(token: bytes, connection: socket.socket) -> None:
             if await ends_by_bug(self.seats.arrived, token, connection):
                 connection.close()
 
-        def admit(node: NodeId) -> None:
-            if self._ready.is_set():  # before, `_member` lets nobody on
-                self.revoking.admit(node)
-
-        return Handlers(member, None if desk is None else join, stage, admit)
+        return Handlers(member, join, stage)
 
     async def _member(self, stream: Stream) -> None:
         """An authenticated stream that a peer opened."""
@@ -326,6 +351,8 @@ class Node:
                 await serve_bulk(stream, self.shelf.library)
             case StreamClass.REQUEST:
                 await answer(stream, self._endpoint_for_peers.passed)
+            case StreamClass.ISSUER:
+                await self.issuing.serve(stream)
             case _:
                 raise PeerError("a member stream of a class that carries nothing")
 

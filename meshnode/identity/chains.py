@@ -67,6 +67,8 @@ class PeerIdentity:
     fingerprint: bytes
     """SHA-256 of the certificate's DER."""
     expires: datetime
+    issuer: NodeId | None = None
+    """The key that signed the certificate, where the whole chain was seen."""
 
 
 def parse_certificate(der: bytes) -> x509.Certificate:
@@ -148,8 +150,12 @@ def check_issuer(issuer: x509.Certificate, root: x509.Certificate) -> None:
     _check_authority(issuer, below=1)
 
 
-def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Role:
-    """The role of a node certificate that `issuer`'s key once signed; `PeerError` when it ended too long ago."""
+def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, root: x509.Certificate, now: datetime) -> Role:
+    """The role of a node certificate that `issuer`, made one by `root`, once signed.
+
+    `PeerError` when it ended too long ago. Whether the issuer was revoked is for the caller to know.
+    """
+    check_issuer(issuer, root)
     _check_signed(leaf, issuer)
     if now > leaf.not_valid_after_utc + RENEWABLE:
         raise PeerError("a certificate ended too long ago to be renewed")
@@ -157,8 +163,10 @@ def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datet
 
 
 def _check_valid(certificate: x509.Certificate, now: datetime) -> None:
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise PeerError("a certificate is expired or not yet valid")
+    if now < certificate.not_valid_before_utc:
+        raise PeerError("a certificate is not valid yet: compare the clocks of both machines")
+    if now > certificate.not_valid_after_utc:
+        raise PeerError("a certificate has expired")
 
 
 def _check_signed(certificate: x509.Certificate, signer: x509.Certificate) -> None:

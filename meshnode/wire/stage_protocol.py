@@ -11,6 +11,7 @@ order they are done, and may send `Accepted` and `Progress` before it. `Event` h
     Cancel -> Done             the load that runs then ends with Error("cancelled")
     Connect (+ descriptor) -> Connected      when the other end has proved its name and the fence
     Adopt -> Done              new fence, certificate and neighbours; the model and its KV cache stay
+    Bar -> Done                streams with stages of these nodes end, and none is let in again
     Stats -> Statistics
     Unload -> Done             Connect and frames are refused until the next Load
     Shutdown -> Bye            then exit code 0
@@ -26,6 +27,7 @@ from typing import Final, TypeVar, get_args
 import msgspec
 
 from meshnode.errors import PeerError
+from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import RunOptions
 
@@ -164,6 +166,12 @@ class Connected(StageMessage, frozen=True):
     side: str
 
 
+class Bar(StageMessage, frozen=True):
+    """Nodes that were revoked, of the two neighbours': a stage has no other. Never taken back."""
+
+    nodes: tuple[NodeId, ...]
+
+
 class Stats(StageMessage, frozen=True):
     """How much was done?"""
 
@@ -218,7 +226,7 @@ class Event(StageMessage, frozen=True):
     side: str = ""
 
 
-Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Stats | Unload | Shutdown
+Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Bar | Stats | Unload | Shutdown
 Reply = Pong | Prepared | Accepted | Progress | Loaded | Connected | Statistics | Done | Bye | Error | Event
 
 

@@ -51,13 +51,13 @@ def test_a_revoked_node_is_out_everywhere_and_its_restart_is_refused_with_the_re
     victim.start("join", *MEMORY)
     victim.await_running()
     until("it hears why again", lambda: any("revoked" in peer["error"] for peer in victim.status()["peers"]))
-    until("the others tell that they refused it", lambda: "is refused: its certificate was revoked" in founder.words())
+    until("the others tell that they refused it", lambda: "is refused: revoked from the mesh" in founder.words())
     until("nobody dials it", lambda: not knows(founder, "three"))
     for node in (founder, other):  # the lists are on disk
         node.stop()
     other.start("join", *MEMORY)
     other.await_running()
-    until("a restarted node refuses it too", lambda: "is refused: its certificate was revoked" in other.words())
+    until("a restarted node refuses it too", lambda: "is refused: revoked from the mesh" in other.words())
 
 
 def test_peers_and_ping_show_the_way_to_a_member(own_mesh: RealMesh) -> None:

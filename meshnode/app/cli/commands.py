@@ -39,6 +39,8 @@ invites_group = typer.Typer(help="List invites, or revoke one.", invoke_without_
 bench_group = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(invites_group, name="invites")
 application.add_typer(bench_group, name="bench")
+issuer_group = typer.Typer(help="Who may let others in.", no_args_is_help=True, rich_markup_mode=None)
+application.add_typer(issuer_group, name="issuer")
 root_group = typer.Typer(help="The key that made the mesh.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(root_group, name="root")
 
@@ -234,6 +236,34 @@ def revoke(
     from meshnode.app.cli.members import revoke as run
 
     return run(peer, yes, data)
+
+
+@command(issuer_group, "add")
+def add_issuer(peer: Peer, data: Data = None, json: Json = False) -> int:
+    """Let PEER invite, approve, renew and revoke too, for a year; only where the root key lies."""
+    from meshnode.app.cli.issuers import add as run
+
+    return run(peer, data, json)
+
+
+@command(issuer_group, "list")
+def list_issuers(data: Data = None, json: Json = False) -> int:
+    """List the issuers that the node running here knows of."""
+    from meshnode.app.cli.issuers import issuers as run
+
+    return run(data, json)
+
+
+@command(issuer_group, "revoke")
+def revoke_issuer(
+    issuer: Annotated[str, typer.Argument(help="Its node's name, or its own id.", metavar="ISSUER")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: Data = None,
+) -> int:
+    """Bar ISSUER and everybody whom it let in; only where the root key lies."""
+    from meshnode.app.cli.issuers import revoke as run
+
+    return run(issuer, yes, data)
 
 
 @command(application)

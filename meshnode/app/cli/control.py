@@ -17,6 +17,9 @@ from meshnode.app.admin import (
     InviteIssued,
     InviteListings,
     InviteRequest,
+    IssuerListing,
+    IssuerListings,
+    IssuerRequest,
     PendingListing,
     PendingListings,
     PingAnswer,
@@ -31,6 +34,8 @@ from meshnode.errors import ConfigError, MeshError, Unavailable
 
 # A loopback answer that takes longer than this comes from a node that hangs.
 ANSWER_S = 10.0
+# It dials another node and waits for its disk: 5 s each.
+APPOINT_S = 20.0
 
 Answer = TypeVar("Answer")
 
@@ -116,6 +121,18 @@ class Control:
         """Bar the node with this whole id from the mesh."""
         self._send("POST", "/api/revocations", RevokeRequest(node))
 
+    def issuers(self) -> IssuerListings:
+        """Who may let others in."""
+        return self._call("GET", "/api/issuers", IssuerListings)
+
+    def add_issuer(self, node: str) -> IssuerListing:
+        """Make the member with this whole id one."""
+        return self._call("POST", "/api/issuers", IssuerListing, IssuerRequest(node), patience_s=APPOINT_S)
+
+    def revoke_issuer(self, issuer: str) -> None:
+        """Bar the issuer with this whole id, and whom it let in."""
+        self._send("POST", "/api/issuers/revoke", IssuerRequest(issuer))
+
     def ping(self, node: str) -> PingAnswer:
         """Measure the way to the member with this whole id."""
         return self._call("POST", "/api/ping", PingAnswer, PingRequest(node))
@@ -136,17 +153,25 @@ class Control:
         """Ask the node to drain and leave."""
         self._send("POST", "/api/shutdown", None)
 
-    def _call(self, method: str, path: str, kind: type[Answer], body: msgspec.Struct | None = None) -> Answer:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        kind: type[Answer],
+        body: msgspec.Struct | None = None,
+        *,
+        patience_s: float = ANSWER_S,
+    ) -> Answer:
         try:
-            return msgspec.json.decode(self._send(method, path, body), type=kind)
+            return msgspec.json.decode(self._send(method, path, body, patience_s), type=kind)
         except msgspec.DecodeError as error:
             raise MeshError(f"the node's answer to {path} is not understood: {error}") from error
 
-    def _send(self, method: str, path: str, body: msgspec.Struct | None) -> bytes:
+    def _send(self, method: str, path: str, body: msgspec.Struct | None, patience_s: float = ANSWER_S) -> bytes:
         content = msgspec.json.encode(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if content is not None else {}
         try:
-            response = self._client.request(method, path, content=content, headers=headers)
+            response = self._client.request(method, path, content=content, headers=headers, timeout=patience_s)
         except httpx.TransportError as error:
             raise Unavailable(f"the node does not answer ({type(error).__name__})") from error
         if response.is_success:

@@ -51,6 +51,8 @@ WHO_S = 1.0
 """Between two questions who an author is: an answer that took longer was lost with its link."""
 HINTED = 2
 """Addresses of a hint that are tried before announced ones: false ones cost half a second of a dial."""
+CHOOSE_S = 0.2
+"""Between two choices of links above 16 nodes: each looks at all members, and they come and go together."""
 HINTS = 64
 """Addresses of members that have not announced themselves: those of an invite, or of the last run."""
 
@@ -97,6 +99,7 @@ class Membership:
         self._orders: list[order.MembershipOrder] = []
         self._asked_who: dict[NodeId, float] = {}
         self._choose = False
+        self._choose_at = now
         self._own_id: bytes | None = None
         self._judged = NodeId("")
         self._expected: float | None = None
@@ -113,7 +116,7 @@ class Membership:
 
     def found(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
         """Where a member may be that has not announced itself yet, or has moved since."""
-        if node == self.node or self.barred(node):
+        if node == self.node or self.revocations.expelled(node):
             return
         entry, link = self.roster.entries.get(node), self.links.links.get(node)
         if entry is not None and (entry.left or set(addresses) <= set(entry.body.addresses)):
@@ -134,7 +137,7 @@ class Membership:
     def keep_links_to(self, partners: frozenset[NodeId]) -> None:
         """Nodes of the runs that this node takes part in."""
         if self.revocations.records:
-            partners = frozenset(node for node in partners if not self.barred(node))
+            partners = frozenset(node for node in partners if not self.revocations.expelled(node))
         if partners != self.standing.partners:
             self.standing.partners = partners
             self._choose = True
@@ -167,9 +170,7 @@ class Membership:
         """One message of a linked peer. Raises PeerError for what no honest node sends."""
         match message:
             case Introduce():
-                node = self.roster.introduce(message.chain)
-                if self.barred(node):
-                    self._remove(node)
+                self._introduced(message.chain)
             case Announce():
                 self._announced(peer, message, now)
             case Leave():
@@ -196,6 +197,13 @@ class Membership:
                 self.revoke(peer, message, now)
             case _:
                 assert_never(message)
+
+    def _introduced(self, chain: tuple[bytes, ...]) -> None:
+        node = self.roster.introduce(chain)
+        if self.barred(node):
+            self._remove(node)
+        else:
+            self.revocations.readmit(node)
 
     def _announced(self, peer: NodeId, record: Announce, now: float) -> None:
         author = record.author
@@ -280,6 +288,7 @@ class Membership:
         return self.revocations.bars(node, self.roster.authors.get(node))
 
     def _remove(self, node: NodeId, reason: str = REVOKED) -> None:
+        self.revocations.expel(node, self.roster.authors.get(node))
         entry = self.roster.entries.get(node)
         if entry is not None:
             self.digest.remove(entry.identity)
@@ -358,10 +367,11 @@ class Membership:
             self._detect(now)
         if self._sync_at <= now:
             self._sync(now)
-        if self._choose:
+        if self._choose and self._choose_at <= now:
             self._choose = False
             for peer in self.standing.choose(self.hints, now):
                 self._orders.append(order.Drop(peer, "not needed any more"))
+            self._choose_at = now + (CHOOSE_S if self.standing.size > SMALL else 0.0)
         for peer, identity in self.gossip.retries(now):
             self._tell(peer, Want((identity,)))
         for peer, ids in self.gossip.round(self.links.linked(), self.standing.size, now):
@@ -411,6 +421,8 @@ class Membership:
     def deadline(self) -> float:
         """When `settle` is due next."""
         due = min(self._sync_at, self.detector.check_at)
+        if self._choose and self._choose_at < due:
+            due = self._choose_at
         for at in (self.links.deadline(), self.gossip.deadline()):
             if at is not None and at < due:
                 due = at

@@ -34,6 +34,8 @@ class LinkClosed:
 
     peer: NodeId
     reason: str
+    barred: bool = False
+    """The peer says that this node was revoked."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,18 @@ def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> Nod
         uptime_s=round(now - mediator.started_at, 3),
         peers=_peers(mediator, now),
         deployments=(*_own(mediator), *_granted(mediator), *_elsewhere(mediator)),
+        warnings=_barred(mediator),
         counters={**mediator.counters, "refused_claims": mediator.ledger.refused},
     )
+
+
+def _barred(mediator: Mediator) -> tuple[str, ...]:
+    """Who lets this node in no more. Only their word: the lists that say so do not reach who is out."""
+    by = [mediator.name_of(link.node) for link in mediator.links.links.values() if link.barred]
+    if not by:
+        return ()
+    told = f"this node was revoked from the mesh, says {', '.join(sorted(by))}, and is not dialed"
+    return (f"{told}. To belong to it again: a new invite, and an empty data directory (--data PATH)",)
 
 
 def _peers(mediator: Mediator, now: float) -> tuple[PeerStatus, ...]:

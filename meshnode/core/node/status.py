@@ -89,3 +89,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     stages: dict[str, int] = {}
     """Stage processes of this node: `<run>/<stage>` -> process id."""
     counters: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+    """For people: what does not stop this node today, and will cost somebody something later."""

@@ -131,6 +131,9 @@ class StageChild:
                 self._control.send(protocol.Done(id=number))
             case protocol.Connect():
                 self._connect(request)
+            case protocol.Bar(id=number, nodes=nodes):
+                self._neighbours.bar(nodes)
+                self._control.send(protocol.Done(id=number))
             case protocol.Stats(id=number):
                 loaded = self._require_loaded()
                 self._control.send(loaded.meter.statistics(number, loaded.table.cells_used))

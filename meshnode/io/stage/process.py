@@ -22,12 +22,14 @@ import msgspec
 import trio
 
 from meshnode.errors import PeerError, StageError, StageLost
+from meshnode.identity.ids import NodeId
 from meshnode.io.stage import descriptors
 from meshnode.io.stage.spawn import ChildProcess
 from meshnode.wire.stage_protocol import (
     LENGTH_BYTES,
     Accepted,
     Adopt,
+    Bar,
     Bye,
     Cancel,
     Connect,
@@ -176,6 +178,10 @@ class StageProcess:
             await self._request(message, Connected, CONNECT_S, connection=connection)
         finally:
             connection.close()
+
+    async def bar(self, nodes: tuple[NodeId, ...]) -> None:
+        """End the streams with stages of these nodes, for good."""
+        await self._request(Bar(id=self._next_id(), nodes=nodes), Done)
 
     async def stats(self) -> Statistics:
         """Counters since the load."""
