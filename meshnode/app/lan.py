@@ -25,7 +25,9 @@ AGAIN_S = 60.0
 SEEN = 256
 """Hints remembered, so that repeated ones cost nothing; a flood of false ones only forgets sooner."""
 BROWSE_S = 3.0
-"""For answers: RFC 6762 lets a responder wait 0.5 s, Wi-Fi multicast is often sent once in 0.3 s and lost."""
+"""For the first answer: RFC 6762 lets a responder wait 0.5 s, Wi-Fi multicast is often sent once in 0.3 s and lost."""
+QUIET_S = 1.0
+"""For one more answer: whoever hears the question answers within 0.5 s, and who did not is asked again after 1 s."""
 
 
 async def follow(addresses: Callable[[], tuple[str, ...]], post: Callable[[AddressesChanged], Awaitable[None]]) -> None:
@@ -113,11 +115,16 @@ def addresses_of(hint: Hint) -> tuple[str, ...]:
 
 
 async def browse(interfaces: tuple[str, ...], seconds: float = BROWSE_S) -> list[Hint]:
-    """Nodes that admit without an invite, each once, that were heard of within `seconds`."""
+    """Nodes that admit without an invite, each once: all that are heard of until nobody more is for `QUIET_S`.
+
+    After `seconds` the list is complete even when it is empty.
+    """
     found: dict[str, Hint] = {}
     async with open_mdns(None, interfaces) as hints:
-        with trio.move_on_after(seconds):
+        end = trio.current_time() + seconds
+        with trio.CancelScope(deadline=end) as patience:
             async for hint in hints:
                 if hint.admits and hint.protocol == PROTOCOL and addresses_of(hint) and len(found) < SEEN:
+                    patience.deadline = min(end, trio.current_time() + QUIET_S)
                     found[hint.node] = hint
     return sorted(found.values(), key=lambda hint: (hint.mesh, hint.node))

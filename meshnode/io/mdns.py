@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import trio
+from zeroconf import DNSQuestionType, InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 from zeroconf import Error as ZeroconfError
-from zeroconf import InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 SERVICE = "_meshnode._tcp.local."
 PREFIX_CHARACTERS = 16
@@ -29,6 +29,9 @@ _LOOKUP_MS = 1500
 """For the parts of a record that did not come with it."""
 _CLOSE_S = 1.0
 """Saying goodbye takes 3 datagrams in 0.4 s; a node that leaves waits no longer than this."""
+_TO_ALL = DNSQuestionType.QM
+"""Ask for answers by multicast from the first question on. zeroconf's first asks for one to this machine alone, which
+goes to whatever else listens on port 5353 here (avahi, another node), and its next comes a second later."""
 _PREFIX = re.compile(rf"[a-z2-7]{{{PREFIX_CHARACTERS}}}")
 
 
@@ -66,7 +69,7 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
     def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
             return
-        info = zeroconf.get_service_info(service_type, name, _LOOKUP_MS)
+        info = zeroconf.get_service_info(service_type, name, _LOOKUP_MS, _TO_ALL)
         hint = None if info is None else parse_hint(info)
         if hint is not None:
             try:
@@ -93,7 +96,8 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
 
 
 def _begin(zeroconf: Zeroconf, own: Hint | None, heard: object) -> None:
-    ServiceBrowser(zeroconf, SERVICE, handlers=[heard])  # type: ignore[list-item]  # zeroconf calls it by keywords
+    handlers = [heard]
+    ServiceBrowser(zeroconf, SERVICE, handlers=handlers, question_type=_TO_ALL)  # type: ignore[arg-type]  # by keywords
     if own is not None:
         zeroconf.register_service(service_info(own), cooperating_responders=True)
 
