@@ -49,13 +49,22 @@ KINDS = (
     "false_list",
     "slander",
 )
+FORGED = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "false_list")
+"""Those that nobody may ever believe; the others are really signed, or nothing at all."""
 
 
 class Liar:
     """Sends forgeries on the links of one machine until `until`."""
 
-    def __init__(self, world: World, machine: Machine, until: float, every_s: float = EVERY_S) -> None:
-        self.world, self.machine, self.until, self.every_s = world, machine, until, every_s
+    def __init__(
+        self,
+        world: World,
+        machine: Machine,
+        until: float,
+        every_s: float = EVERY_S,
+        kinds: tuple[str, ...] = KINDS,
+    ) -> None:
+        self.world, self.machine, self.until, self.every_s, self.kinds = world, machine, until, every_s, kinds
         self.random: Random = stream(world.seed, "liar", machine.name)
         self.told: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.kept: list[Announce] = []
@@ -68,7 +77,7 @@ class Liar:
         if self.world.now >= self.until:
             return
         if self.machine.mediator is not None and not self.machine.paused:
-            self.tell(self.random.choice(KINDS))
+            self.tell(self.random.choice(self.kinds))
         self.begin()
 
     def tell(self, kind: str) -> None:

@@ -17,6 +17,8 @@ PING_S = 1.0
 """On links whose other end this node watches."""
 KEEP_S = 4.0
 """On the others: twice within the silence that ends a link, and an eighth of the traffic of pings at 8 nodes."""
+TOGETHER_S = 0.25
+"""Pings due within this time go out at once: a node of many links wakes four times a second, not once for each."""
 SILENCE_S = 8.0
 """A link on which nothing came for so long is dead. A closed socket is known at once; this is for pulled cables and
 frozen machines, and must outlast a loaded machine's slowest second."""
@@ -156,9 +158,11 @@ class Links:
                 yield link
 
     def pings(self, now: float) -> Iterator[Link]:
-        """The links to ping now; each is marked as pinged with a new nonce."""
+        """The links to ping now, when any is due; each is marked as pinged with a new nonce."""
+        if not any(link.up and link.ping_at <= now for link in self.links.values()):
+            return
         for link in self.links.values():
-            if link.up and link.ping_at <= now:
+            if link.up and link.ping_at <= now + TOGETHER_S:
                 link.ping_at = now + (PING_S if link.watched else KEEP_S)
                 link.ping_nonce, link.ping_sent_at = link.ping_nonce + 1, now
                 self._changed = True

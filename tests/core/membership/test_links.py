@@ -98,6 +98,16 @@ def test_a_watched_peer_is_pinged_every_second_and_only_the_newest_answer_counts
     assert B not in links.links
 
 
+def test_pings_that_are_due_soon_go_with_the_one_that_is_due_and_stay_with_it() -> None:
+    links = Links()
+    for node, at in ((A, 0.0), (B, 0.2)):
+        links.opened(node, at)
+        links.watch(node, at)
+        assert [link.node for link in links.pings(at)] == [node]
+    assert [link.node for link in links.pings(PING_S)] == [A, B]
+    assert links.deadline() == 2 * PING_S
+
+
 def test_other_links_are_pinged_often_enough_to_outlast_the_silence() -> None:
     links = Links()
     links.opened(A, 0.0)
