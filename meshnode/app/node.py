@@ -43,7 +43,7 @@ from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import ServableModel, Shelf
 from meshnode.app.stages import Post, Stages
-from meshnode.core.node.events import CacheChanged, Demanded, PeerFound, Stopping
+from meshnode.core.node.events import CacheChanged, CertificateRenewed, Demanded, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
@@ -257,6 +257,7 @@ class Node:
         """Certificates that were renewed, or this node's appointment as an issuer."""
         self.membership = membership
         self.transport.renew(membership.credentials)
+        self.runtime.hint(CertificateRenewed())
         if self.desk is not None and membership.issuer is not None:
             self.desk.renew(membership.credentials, membership.issuer)
         elif self.desk is None:

@@ -125,6 +125,11 @@ class AddressesChanged:
 
 
 @dataclass(frozen=True)
+class CertificateRenewed:
+    """This node shows another certificate from now on."""
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The user wants this node to leave."""
 
@@ -149,6 +154,7 @@ Event = (
     | HeadFailed
     | CacheChanged
     | AddressesChanged
+    | CertificateRenewed
     | Stopping
     | TimePassed
 )

@@ -143,6 +143,8 @@ class Mediator:
             case on.AddressesChanged():
                 self.me = replace(self.me, addresses=event.addresses)
                 self._announce_soon(now)
+            case on.CertificateRenewed():
+                self._announce_soon(now)
             case on.Stopping():
                 self._stop(now)
             case on.TimePassed():
@@ -228,7 +230,7 @@ class Mediator:
         match message:
             case Claim():
                 self._require_member(peer)
-                answer = self.ledger.claim(peer, message)
+                answer = self._judged(peer, message)
                 if isinstance(answer, Grant):
                     self._do(do.Persist(self.ledger.encode()))
                 self._trace(f"claim of {message.fence} for {message.model}: {type(answer).__name__.lower()}")
@@ -250,6 +252,11 @@ class Mediator:
                     self._release(message.fence, now)
             case _:
                 assert_never(message)
+
+    def _judged(self, peer: NodeId, claim: Claim) -> Grant | Refuse:
+        if any(self.membership.revocations.expelled(stage.node) for stage in claim.stages):
+            return Refuse(claim.fence, claim.deployment, "revoked", "a node of that plan was revoked from the mesh")
+        return self.ledger.claim(peer, claim)
 
     def _release(self, fence: Fence, now: float) -> None:
         if self.ledger.release(fence) is not None:
