@@ -122,6 +122,11 @@ class Barred(PeerError):
 
     kind = "barred"
 
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        """In the peer's own words, without the addresses that were tried."""
+
 
 class StaleFence(MeshError):
     """An order or frame of a (term, run) that is not granted here."""

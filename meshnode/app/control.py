@@ -76,7 +76,8 @@ class ControlLinks:
             stream = await self._transport.dial(node, addresses, StreamClass.CONTROL)
         except MeshError as error:
             if node not in self._links:
-                await self._post(LinkClosed(node, str(error), isinstance(error, Barred)))
+                reason = error.reason if isinstance(error, Barred) else str(error)
+                await self._post(LinkClosed(node, reason, isinstance(error, Barred)))
             return
         try:
             await self._serve(_Link(stream, self._own))

@@ -113,7 +113,7 @@ class Issuing:
     async def serve(self, stream: Stream) -> None:
         """Another node makes this one an issuer: its word is checked by the root's signature alone."""
         own = self._held().credentials
-        if Role.MEMBER not in (own.role, stream.peer.role) or own.role is not stream.peer.role:
+        if not own.role is stream.peer.role is Role.MEMBER:
             raise PeerError("a client neither makes issuers nor becomes one")
         key = await trio.to_thread.run_sync(self._data.issuer_key)
 

@@ -129,7 +129,9 @@ def check_hello(message: Hello | Refused, ours: Hello, peer: NodeId) -> None:
     """
     if isinstance(message, Refused):
         printable = "".join(c if c.isprintable() else "?" for c in message.reason)
-        raise (Barred if message.barred else PeerError)(f"the peer refused: {printable}")
+        if message.barred:
+            raise Barred(f"the peer refused: {printable}", printable)
+        raise PeerError(f"the peer refused: {printable}")
     if message.preface != ours.preface:
         raise PeerError("HELLO does not repeat the preface")
     if not is_id(message.mesh_id) or message.mesh_id != ours.mesh_id:

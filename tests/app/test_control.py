@@ -146,7 +146,7 @@ async def test_a_peer_that_bars_this_node_is_told_apart_from_one_that_is_away(tw
     (event,) = two.low.events
     assert isinstance(event, LinkClosed)
     assert event.barred
-    assert "the peer refused: revoked from the mesh" in event.reason
+    assert event.reason == "revoked from the mesh", "as a person reads it in status"
 
 
 async def test_a_dial_that_fails_beside_a_link_is_not_told(two: Two) -> None:

@@ -162,7 +162,7 @@ class Membership:
             return False  # it left: nobody dials it until it is heard of again
         if barred and not self.links.links[peer].barred:
             name = self.name_of(peer)
-            self._orders.append(order.Noted(f"{name} lets this node in no more: it was revoked from the mesh"))
+            self._orders.append(order.Noted(f"{name} lets this node in no more: {reason}"))
         self.links.closed(peer, reason, now, barred=barred)
         return True
 

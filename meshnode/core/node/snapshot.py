@@ -33,11 +33,12 @@ def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> Nod
 
 def _barred(mediator: Mediator) -> tuple[str, ...]:
     """Who lets this node in no more. Only their word: the lists that say so do not reach who is out."""
-    by = [mediator.name_of(link.node) for link in mediator.links.links.values() if link.barred]
-    if not by:
+    links = [link for link in mediator.links.links.values() if link.barred]
+    if not links:
         return ()
-    told = f"this node was revoked from the mesh, says {', '.join(sorted(by))}, and is not dialed"
-    return (f"{told}. To belong to it again: a new invite, and an empty data directory (--data PATH)",)
+    told = "; ".join(sorted(f"{mediator.name_of(link.node)} says: {link.error}" for link in links))
+    again = "To belong to it again: a new invite, and an empty data directory (--data PATH)"
+    return (f"this node is out of the mesh, and dials nobody who says so ({told}). {again}",)
 
 
 def _peers(mediator: Mediator, now: float) -> tuple[PeerStatus, ...]:

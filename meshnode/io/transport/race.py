@@ -59,9 +59,8 @@ async def first_success(
     if results:
         return results[0]
     text = "; ".join(f"{address}: {problem}" for address, problem in problems.items()) or "no address is known"
-    worst = next((kind for kind in (Barred, PeerError) if _any(problems, kind)), LinkLost)
-    raise worst(text)
-
-
-def _any(problems: dict[str, MeshError], kind: type[MeshError]) -> bool:
-    return any(isinstance(problem, kind) for problem in problems.values())
+    for problem in problems.values():
+        if isinstance(problem, Barred):
+            raise Barred(text, problem.reason)
+    wrong = any(isinstance(problem, PeerError) for problem in problems.values())
+    raise (PeerError if wrong else LinkLost)(text)

@@ -115,7 +115,10 @@ class Transport:
                 stream = await first_success(addresses, attempt, Stream.aclose, limits.DIAL_TIMEOUT_S)
         except (PeerError, LinkLost) as problem:
             self._counts["dial_failed"] += 1
-            raise type(problem)(f"{short(node_id)} cannot be reached ({problem})") from None
+            text = f"{short(node_id)} cannot be reached ({problem})"
+            if isinstance(problem, Barred):
+                raise Barred(text, problem.reason) from None
+            raise type(problem)(text) from None
         self._counts["dialed"] += 1
         return stream
 

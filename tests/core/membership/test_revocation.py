@@ -104,7 +104,8 @@ def test_a_node_that_is_out_says_so_once_and_stops_dialing(mesh: World) -> None:
     assert len(notes) == 1
     assert not any(isinstance(effect, do.Dial) and effect.node == A for effect in mine)
     (warning,) = status(mesh.nodes["d"], mesh.now, api_url="", issuer=False).warnings
-    assert "this node was revoked from the mesh, says a," in warning
+    assert "this node is out of the mesh" in warning
+    assert "a says: the peer refused: revoked from the mesh" in warning
     assert "a new invite" in warning
 
 
