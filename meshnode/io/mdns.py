@@ -3,6 +3,7 @@
 zeroconf lives in threads of its own and posts into trio. Names, numbers and addresses come from anybody in the network.
 
 Invariant: a `Hint` has a bounded size and well-formed parts, and at most `WAITING` of them wait to be read.
+Invariant: nothing is sent but to the multicast group, which routers do not pass on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
-from zeroconf import DNSQuestionType, InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+from zeroconf import (
+    DNSOutgoing,
+    DNSQuestionType,
+    InterfaceChoice,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
 from zeroconf import Error as ZeroconfError
 
 SERVICE = "_meshnode._tcp.local."
@@ -79,7 +89,7 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
 
     try:
         zeroconf = await trio.to_thread.run_sync(
-            partial(Zeroconf, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
+            partial(_GroupOnly, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
         )
     except RuntimeError as problem:  # zeroconf's word for a machine without any interface
         raise OSError("no network interface") from problem
@@ -93,6 +103,18 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
     finally:
         with trio.move_on_after(_CLOSE_S, shield=True):
             await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
+
+
+class _GroupOnly(Zeroconf):
+    """Sends to the multicast group and to nobody else.
+
+    zeroconf answers a question to wherever it says that it came from, also out of this network: who asks forges that.
+    """
+
+    def async_send(self, out: Any, addr: str | None = None, *where: Any, **others: Any) -> None:
+        """Drop what is addressed to one machine; all our own questions ask for answers to the group."""
+        if addr is None:
+            super().async_send(out, None, *where, **others)
 
 
 def _begin(zeroconf: Zeroconf, own: Hint | None, heard: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,17 @@ import httpx
 body = {{"messages": [{{"role": "user", "content": {QUESTION!r}}}], "temperature": 0}}
 answer = httpx.post("http://127.0.0.1:8421/v1/chat/completions", json=body, timeout=60)
 print(answer.json()["choices"][0]["message"]["content"], end="")
+"""
+ASK = """
+import socket, sys
+source, port, target = sys.argv[1:]
+name = b"".join(bytes([len(part)]) + part for part in (b"_meshnode", b"_tcp", b"local")) + bytes(1)
+ask = bytes([0, 1, 0, 0, 0, 1] + [0] * 6) + name + bytes([0, 12, 0x80, 1])  # PTR, answer to the asker alone
+wire = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+wire.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+wire.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("192.168.77.254"))
+wire.bind((source, int(port)))
+wire.sendto(ask, (target, 5353))
 """
 HINTS = """
 import sys, trio
@@ -112,6 +124,17 @@ def by_number(joiner: Machine, issuer: Machine) -> None:
     terminal.process.send_signal(signal.SIGTERM)
     until("it has left", lambda: terminal.shows("$^") or terminal.process.poll() is not None)
     terminal.close()
+
+
+@pytest.mark.parametrize("port", [5353, 40000], ids=["as a responder", "as a simple resolver"])
+def test_a_question_that_says_it_comes_from_outside_is_not_answered_there(
+    network: Network, desk: Machine, port: int
+) -> None:
+    network.switch.do("ip addr add 203.0.113.66/32 dev lo")
+    for target in (f"{HOME}.1", "224.0.0.251"):
+        network.switch.do(f"{sys.executable} -c '{ASK}' 203.0.113.66 {port} {target}")
+        desk.python(HINTS.format(host=f"{HOME}.1"))  # answered after the first question, so that one was read
+    assert network.outward() == set()
 
 
 def test_with_wan_an_announced_public_address_is_dialed(network: Network, desk: Machine) -> None:
