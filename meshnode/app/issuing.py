@@ -18,7 +18,7 @@ from meshnode.app.revoking import Revoking
 from meshnode.core.node.mediator import Mediator
 from meshnode.errors import ConfigError, PeerError
 from meshnode.identity.certificates import ISSUER_VALID, Authority, Role
-from meshnode.identity.chains import key_bytes
+from meshnode.identity.chains import holder_of, key_bytes, parse_certificate
 from meshnode.identity.ids import NodeId, is_id, node_id_of
 from meshnode.identity.issuers import Appointment, appointed
 from meshnode.io.disk.directory import DataDirectory, Membership
@@ -50,6 +50,7 @@ class Issuing:
         self._held = held
         self._use = use
         self._turn = trio.Lock()
+        self._installing = trio.Lock()
         self._appointments = data.appointments()
 
     # --- where the root key lies ------------------------------------------------------------------------------
@@ -95,9 +96,14 @@ class Issuing:
 
     async def revoke_issuers_on(self, node: NodeId) -> None:
         """Before `node` itself is revoked: its issuer's key would let it in again. ConfigError without the root key."""
-        for each in self._appointments:
-            if each.node == node and not self._revoking.revoked(each.issuer):
-                await self.revoke(each.issuer)
+        held = [each for each in self.listings() if each.node == node and each.state != "revoked"]
+        if held and not self._data.has_root():
+            raise ConfigError(
+                f"{self._mediator.name_of(node)} is an issuer: it could let itself in again unless the root revokes it",
+                "Run it on the machine that holds the root key, or put that key here for the moment.",
+            )
+        for each in held:
+            await self.revoke(NodeId(each.issuer))
 
     def _root(self) -> Authority:
         root = self._data.root()
@@ -120,25 +126,32 @@ class Issuing:
         async def install(certificate: x509.Certificate) -> None:
             keep = partial(self._data.install_issuer, Authority(certificate, key), datetime.now(UTC))
             with trio.CancelScope(shield=True):
-                fresh = await trio.to_thread.run_sync(keep)
-            self._use(fresh)
+                async with self._installing:  # three files, which belong together
+                    self._use(await trio.to_thread.run_sync(keep))
 
         await be_appointed(stream, own, key, install)
 
     def listings(self) -> tuple[IssuerListing, ...]:
         """Every issuer that this node knows of: its own, those appointed here, and those that let in who is known."""
-        certified = Counter(NodeId(author.issuer) for author in self._mediator.roster.authors.values())
-        own = node_id_of(key_bytes(self._held().credentials.chain[1]))
-        certified[own] += 1
-        found = {issuer: IssuerListing(issuer=issuer) for issuer in certified}
-        found |= {
+        roster, own = self._mediator.roster, self._held()
+        certified = Counter(NodeId(author.issuer) for author in roster.authors.values())
+        certified[node_id_of(key_bytes(own.credentials.chain[1]))] += 1
+        found = {
             each.issuer: IssuerListing(each.issuer, each.node, each.name, each.expires) for each in self._appointments
         }
-        signer = self._held().issuer
-        if signer is not None:
-            issuer, ends = node_id_of(key_bytes(signer.certificate)), signer.certificate.not_valid_after_utc
-            found[issuer] = IssuerListing(issuer, self._mediator.node, self._mediator.me.name, ends)
+        for node, author in roster.authors.items():
+            if author.issuer not in found:  # one certificate each is looked into
+                certificates = [parse_certificate(each) for each in roster.chains[node][1:2]]
+                found[author.issuer] = self._described(*certificates) if certificates else IssuerListing(author.issuer)
+        for certificate in (own.credentials.chain[1], *([own.issuer.certificate] if own.issuer is not None else [])):
+            listing = self._described(certificate)
+            found[NodeId(listing.issuer)] = listing
         return tuple(self._judged(found[issuer], certified[issuer]) for issuer in sorted(found))
+
+    def _described(self, issuer: x509.Certificate) -> IssuerListing:
+        node = holder_of(issuer)
+        name = "" if node is None else self._mediator.name_of(node)
+        return IssuerListing(node_id_of(key_bytes(issuer)), node or "", name, issuer.not_valid_after_utc)
 
     def _judged(self, listing: IssuerListing, members: int) -> IssuerListing:
         state = "active"

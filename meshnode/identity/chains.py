@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from meshnode.errors import PeerError
 from meshnode.identity.certificates import RENEWABLE, Role, node_name
-from meshnode.identity.ids import MeshId, NodeId, mesh_id_of, node_id_of
+from meshnode.identity.ids import MeshId, NodeId, is_id, mesh_id_of, node_id_of
 from meshnode.identity.keys import spki_of
 
 CHAIN_LENGTH = 3
@@ -148,6 +148,13 @@ def check_issuer(issuer: x509.Certificate, root: x509.Certificate) -> None:
     """`PeerError` unless the root made this key an issuer, whenever that was."""
     _check_signed(issuer, root)
     _check_authority(issuer, below=1)
+
+
+def holder_of(issuer: x509.Certificate) -> NodeId | None:
+    """The node that the root named as holding this issuer's key; None in certificates made before that was said."""
+    units = issuer.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    value = units[0].value if len(units) == 1 else ""
+    return NodeId(value) if isinstance(value, str) and is_id(value) else None
 
 
 def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, root: x509.Certificate, now: datetime) -> Role:

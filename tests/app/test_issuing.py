@@ -193,6 +193,19 @@ async def test_the_root_revokes_an_issuer_and_a_node_with_its_issuer(mesh: Mesh,
     assert root.version == 2
 
 
+async def test_every_member_can_tell_whose_issuer_it_is_and_another_issuer_does_not_revoke_half_of_it(
+    mesh: Mesh, nursery: trio.Nursery
+) -> None:
+    second, third = await made_issuer(mesh, nursery), await made_issuer(mesh, nursery, "three")
+    second.meet(third)
+    listed = {each.issuer: each for each in second.issuing.listings()}
+    assert (listed[issuer_of(third)].node, listed[issuer_of(third)].name) == (third.node, "three")
+    assert listed[issuer_of(third)].expires_at is not None
+    with pytest.raises(ConfigError, match="three is an issuer: it could let itself in again"):
+        await second.issuing.revoke_issuers_on(third.node)
+    await second.issuing.revoke_issuers_on(mesh.joined("four", second).node)
+
+
 async def test_an_issuer_is_not_revoked_without_the_root_nor_the_one_that_let_this_node_in(mesh: Mesh) -> None:
     founder, member = mesh.founder, mesh.joined("two", mesh.founder)
     with pytest.raises(ConfigError, match="would be out itself"):

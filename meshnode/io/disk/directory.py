@@ -43,7 +43,7 @@ from meshnode.identity.certificates import (
 )
 from meshnode.identity.chains import key_bytes, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.ids import NodeId, is_id, short
+from meshnode.identity.ids import NodeId, is_id, node_id_of, short
 from meshnode.identity.invite_book import InviteBook, decode_book, encode_book
 from meshnode.identity.issuers import Appointment, decode_appointments, encode_appointments
 from meshnode.identity.keys import private_key_of, private_key_pem, spki_of
@@ -119,7 +119,8 @@ class DataDirectory:
         node_key = self.node_key()
         root_key, issuer_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         root = make_root(root_key, now)
-        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
+        node = node_id_of(spki_of(node_key.public_key()))
+        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now, node)
         own = make_node(Authority(issuer, issuer_key), node_key.public_key(), Role.MEMBER, now)
         self._files.write("root.key", private_key_pem(root_key), PRIVATE)
         self._files.write("issuer.key", private_key_pem(issuer_key), PRIVATE)
@@ -162,7 +163,7 @@ class DataDirectory:
         """What a day changes on an issuer: its own certificate, and once a month the issuer's."""
         root = self.root()
         if root is not None and _is_older(issuer.certificate, ISSUER_VALID - _RENEW_ISSUER, now):
-            fresh = make_issuer(root, issuer.key.public_key(), now)
+            fresh = make_issuer(root, issuer.key.public_key(), now, held.credentials.node_id)
             self._files.write("issuer.pem", fresh.public_bytes(Encoding.PEM))
             issuer = Authority(fresh, issuer.key)
         if issuer.certificate.not_valid_after_utc <= now:

@@ -57,7 +57,7 @@ async def appoint(stream: Stream, root: Authority, now: datetime, record: Instal
             key = public_key_of(candidate.public_key)
             mesh = mesh_id_of_root(root.certificate)
             verify(key, Domain.ISSUER, mesh, id_bytes(stream.peer.node_id), candidate.signature)
-            certificate = make_issuer(root, key, now)
+            certificate = make_issuer(root, key, now, stream.peer.node_id)
             await record(certificate)
             await stream.send_frame(encode_join(Appointed(certificate.public_bytes(Encoding.DER))))
             decode_step(await stream.receive_frame(), Installed)
