@@ -18,7 +18,6 @@ from typing import Any
 
 import trio
 from zeroconf import (
-    DNSOutgoing,
     DNSQuestionType,
     InterfaceChoice,
     ServiceBrowser,
