@@ -137,7 +137,9 @@ async def test_a_dial_that_fails_is_told(two: Two) -> None:
     assert "answers there" in event.reason
 
 
-async def test_a_peer_that_bars_this_node_is_told_apart_from_one_that_is_away(two: Two) -> None:
+async def test_a_peer_that_bars_this_node_is_told_apart_from_one_that_is_away(
+    two: Two, caplog: pytest.LogCaptureFixture
+) -> None:
     def admit(peer: PeerIdentity) -> None:
         raise Barred("revoked from the mesh")
 
@@ -147,6 +149,7 @@ async def test_a_peer_that_bars_this_node_is_told_apart_from_one_that_is_away(tw
     assert isinstance(event, LinkClosed)
     assert event.barred
     assert event.reason == "revoked from the mesh", "as a person reads it in status"
+    assert "lets this node in no more: revoked from the mesh" in caplog.text
 
 
 async def test_a_dial_that_fails_beside_a_link_is_not_told(two: Two) -> None:

@@ -112,6 +112,7 @@ def test_a_second_issuer_lets_in_without_the_first_until_the_root_revokes_it(tmp
             until(f"{out.name} is out", lambda out=out: not knows(founder, out.name) and not knows(other, out.name))
             told = until(f"{out.name} hears why", lambda out=out: out.status()["warnings"])
             assert any("this node is out of the mesh" in warning for warning in told)
+            until("in its log too", lambda out=out: "lets this node in no more: revoked from the mesh" in out.words())
             until(
                 "with the reason",
                 lambda out=out: any("the root of the mesh" in p["error"] for p in out.status()["peers"]),

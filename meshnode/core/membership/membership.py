@@ -160,9 +160,6 @@ class Membership:
         """A link ended or a dial failed (`barred`: it says that this node was revoked); False: nobody wants it."""
         if peer not in self.links.links:
             return False  # it left: nobody dials it until it is heard of again
-        if barred and not self.links.links[peer].barred:
-            name = self.name_of(peer)
-            self._orders.append(order.Noted(f"{name} lets this node in no more: {reason}"))
         self.links.closed(peer, reason, now, barred=barred)
         return True
 
