@@ -9,6 +9,8 @@ unbounded     queues, rosters, frames and effects of one event have limits
 spinning      time passes: a node does not handle events for ever at one instant
 revoked       who knows of a revocation has no link to that peer and makes no plan with it
 framed        nobody is barred but by the issuer
+invite        an invite admits as many keys as it says, each on disk before it is signed
+copied        a key on two machines is noticed by all and kept out of plans; where there is none nobody is suspected
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from meshnode.core.node import events as on
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
+from meshnode.identity.invite_book import InviteEntry, decode_book
 from meshnode.wire.fence import Fence
 from meshnode.wire.limits import CONTROL_FRAME
 from meshnode.wire.messages import Buckets, Grant, Have, Holding, Ping, Pong, Probe, Probed, Revoke, Summary, Want
@@ -85,6 +88,10 @@ class Checks:
         self.world = world
         self.lives: dict[NodeId, Life] = {}
         self.words: dict[NodeId, Word] = {}
+        self.signed: dict[bytes, set[bytes]] = {}
+        """Keys that got a certificate, by invite."""
+        self.noticed: set[NodeId] = set()
+        """Nodes of which everybody knows that their key runs twice."""
         self.applied = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
@@ -98,8 +105,8 @@ class Checks:
 
     def started(self, machine: Machine) -> None:
         """A node came up: its terms must be back."""
-        self.lives[machine.node] = Life()
-        word = self.words.setdefault(machine.node, Word())
+        self.lives[machine.at] = Life()
+        word = self.words.setdefault(machine.at, Word())
         word.driven.clear()
         assert machine.mediator is not None
         promised = machine.mediator.ledger.promised
@@ -109,13 +116,13 @@ class Checks:
 
     def crashed(self, machine: Machine) -> None:
         """Its stages died with it."""
-        self.words[machine.node].driven.clear()
+        self.words[machine.at].driven.clear()
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def handled(self, machine: Machine, event: on.Event, effects: list[do.Effect]) -> None:
         """After every event of every node."""
-        life = self.lives[machine.node]
+        life = self.lives[machine.at]
         now = self.world.agenda.now
         if life.instant == now:
             life.at_instant += 1
@@ -126,6 +133,7 @@ class Checks:
         if len(effects) > EFFECTS:
             self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
         self._barred(machine, life)
+        self._suspected(machine)
         if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
             self._roster(machine, life)
 
@@ -139,7 +147,7 @@ class Checks:
             case do.PrepareStage(order=order):
                 self._drives(machine, order.deployment, order.fence)
             case do.StopStages(fence=fence):
-                driven = self.words[machine.node].driven
+                driven = self.words[machine.at].driven
                 for deployment in [key for key, (held, _) in driven.items() if held == fence]:
                     del driven[deployment]
             case _:
@@ -157,15 +165,38 @@ class Checks:
             if revocations.bars(node) and node not in revoked:
                 self.fail("framed", f"{machine.name} bars {short(node)}, which no issuer revoked")
 
+    def _suspected(self, machine: Machine) -> None:
+        """Nobody is taken for a copy without one."""
+        assert machine.mediator is not None
+        membership = machine.mediator.membership
+        if membership.voice.alarm and machine.node not in self.world.doubled:
+            self.fail("copied", f"{machine.name} raises the alarm of a copied key, and there is no copy")
+        for node in membership.roster.conflicts:
+            if node not in self.world.doubled:
+                self.fail("copied", f"{machine.name} takes {short(node)} for a copied key, and there is no copy")
+
+    def admitted(self, machine: Machine, entry: InviteEntry, key: bytes) -> None:
+        """The issuer is about to sign a certificate for `key`."""
+        kept = decode_book(machine.disk.invites).entries if machine.disk.invites else ()
+        durable = [a.public_key for each in kept if each.invite_id == entry.invite_id for a in each.admitted]
+        if key not in durable:
+            self.fail("invite", f"{machine.name} signs for a key that is not on disk")
+        signed = self.signed.setdefault(entry.invite_id, set())
+        signed.add(key)
+        if len(signed) > entry.uses:
+            self.fail("invite", f"an invite for {entry.uses} was used by {len(signed)} keys")
+
     def _planned(self, machine: Machine, inventory: Inventory) -> None:
         assert machine.mediator is not None
-        planned = self.lives[machine.node].planned
+        planned = self.lives[machine.at].planned
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:
             self.fail("restless", f"{machine.name} made {PLANS} plans within {PLANS_S:g} s")
         for node in inventory.nodes:
             if machine.mediator.membership.barred(node.node) and not node.excluded:
                 self.fail("revoked", f"{machine.name} plans with {node.name}")
+            if node.node in self.noticed and not node.excluded:
+                self.fail("copied", f"{machine.name} plans with {node.name}, whose key runs twice")
 
     def settled(self, machine: Machine) -> None:
         """After all effects of an event."""
@@ -221,12 +252,12 @@ class Checks:
         disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, int]) if machine.disk.ledger else {}
         if disk.get(grant.deployment, 0) < grant.fence.term:
             self.fail("broken word", f"{machine.name} grants {grant.fence} before it is on disk")
-        granted = self.words[machine.node].granted
+        granted = self.words[machine.at].granted
         granted[grant.deployment] = max(granted.get(grant.deployment, 0), grant.fence.term)
 
     def _drives(self, machine: Machine, deployment: str, fence: Fence) -> None:
         assert machine.mediator is not None
-        word, ledger = self.words[machine.node], machine.mediator.ledger
+        word, ledger = self.words[machine.at], machine.mediator.ledger
         held = ledger.held.get(fence)
         if held is None:
             self.fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
@@ -262,6 +293,26 @@ class Checks:
                     found.append(f"{machine.name} holds {entry.body.number} of {other.name}, which said {last}")
                 elif not entry.present:
                     found.append(f"{machine.name} takes {other.name} for gone")
+        return found
+
+    def unnoticed(self) -> list[str]:
+        """Who does not know yet of a key that runs on two machines, both of them linked to somebody.
+
+        A copy may stay outside: whoever has a link to the original that it dialed itself refuses the second.
+        """
+        found: list[str] = []
+        linked = [copy for copy in self.world.copies if copy.links]
+        for copy in linked:
+            for machine in self.world.running():
+                assert machine.mediator is not None
+                membership = machine.mediator.membership
+                if machine.node == copy.node:
+                    if not membership.voice.alarm:
+                        found.append(f"{machine.name} has not noticed that its key runs twice")
+                elif copy.node not in membership.roster.conflicts:
+                    found.append(f"{machine.name} has not heard that the key of {copy.name} runs twice")
+        if not found:
+            self.noticed = {copy.node for copy in linked}
         return found
 
     def orphans(self) -> list[str]:

@@ -171,6 +171,7 @@ class Liar:
     def _equivocated(self) -> list[bytes]:
         """Really signed, so it may be believed; but it must not keep anybody from hearing the next one."""
         authority = self.machine.authority
+        self.world.doubled.add(self.machine.node)
         number = authority.announced
         body = self._body(self.machine.node, self.world.mint.mesh)
         body = msgspec.structs.replace(body, incarnation=number[0], sequence=number[1])
@@ -182,11 +183,12 @@ class Liar:
         return Body(mesh, node, 1 << 20, 1, name, (f"{name}:1",), self.machine.me.memory_usable)
 
     def _false_claim(self, end: End) -> list[bytes]:
-        others = [node for node in self.world.machines if node not in (self.machine.node, end.peer)]
+        peer = self.world.node_at[end.peer]
+        others = [node for node in self.world.machines if node not in (self.machine.node, peer)]
         if not others:
             return []
         fence = Fence(Term(5), RunId(self.random.randbytes(8).hex()))
         options = RunOptions(256, 4, 128, "f16", flash_attention=False)
-        stage = ClaimedStage(0, end.peer, 0, 12, 1, 1, 1)
+        stage = ClaimedStage(0, peer, 0, 12, 1, 1, 1)
         claim = Claim(fence, "f" * 16, "model", "0" * 64, "0" * 64, self.random.choice(others), 12, options, (stage,))
         return [encode(claim)]

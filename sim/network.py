@@ -35,8 +35,6 @@ PACKET_BYTES = 40
 class Host(Protocol):
     """What the network needs of a machine."""
 
-    node: NodeId
-
     @property
     def on(self) -> bool:
         """Whether the machine has power."""

@@ -41,6 +41,8 @@ _MILD = (
     ("reset", 4.0),
     ("half_close", 2.0),
     ("slow_disk", 1.0),
+    ("invite", 1.0),
+    ("copy", 0.3),
 )
 _ALL = (
     ("crash", 6.0),
@@ -57,6 +59,8 @@ _ALL = (
     ("full_disk", 3.0),
     ("calendar", 2.0),
     ("revoke", 1.0),
+    ("invite", 2.0),
+    ("copy", 0.7),
 )
 
 CALM = Profile("calm", (0.02, 0.02), 0.001, 0.0, 0.0, 0.0, ())
