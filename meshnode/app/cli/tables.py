@@ -171,6 +171,7 @@ _STYLES = {
     "this node": "cyan",
     "failed": "red",
     "lost": "red",
+    "barred": "red",
     "locked": "red",
     "revoked": "red",
     "left": "dim",

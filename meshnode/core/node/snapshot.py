@@ -51,6 +51,8 @@ def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
     body = entry.body if entry is not None else None
     if entry is not None and entry.left:
         state = "left"
+    elif link is not None and link.barred:
+        state = "barred"
     elif entry is not None and entry.dead:
         state = "dead"
     elif node in mediator.roster.conflicts:

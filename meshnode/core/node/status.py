@@ -14,7 +14,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
     node: str
     name: str
     state: str
-    """linked | alive (by others' word) | connecting | lost | suspect | dead | left | conflict (its key was copied)"""
+    """linked | alive (by others' word) | connecting | lost | suspect | dead | left | conflict (its key was copied) |
+    barred (it says that this node was revoked)"""
     addresses: tuple[str, ...] = ()
     memory_usable: int = 0
     age_s: float = 0.0

@@ -96,7 +96,9 @@ def test_a_node_that_is_out_says_so_and_stops_dialing(mesh: World) -> None:
     mesh.run(60)
     mine = [effect for name, effect in mesh.log[before:] if name == "d"]
     assert not any(isinstance(effect, do.Dial) and effect.node == A for effect in mine)
-    (warning,) = status(mesh.nodes["d"], mesh.now, api_url="", issuer=False).warnings
+    seen = status(mesh.nodes["d"], mesh.now, api_url="", issuer=False)
+    assert next(peer.state for peer in seen.peers if peer.node == A) == "barred"
+    (warning,) = seen.warnings
     assert "this node is out of the mesh" in warning
     assert "a says: revoked from the mesh" in warning
     assert "a new invite" in warning
