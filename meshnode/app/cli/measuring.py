@@ -87,16 +87,6 @@ def bench_join(options: JoinOptions, as_json: bool) -> int:
     return 0 if report.within else 1
 
 
-def bench_join(options: JoinOptions, as_json: bool) -> int:
-    """Measure what people wait for; 0 when no round missed a bar."""
-    report = _measured(partial(run_join, options))
-    if as_json:
-        write_json(report)
-    else:
-        print_join(report, Console(highlight=False))
-    return 0 if report.within else 1
-
-
 def _measured(run: Callable[[Callable[[str], None]], Report]) -> Report:
     """Run, and tell on stderr what is being measured, if somebody watches."""
     console = Console(stderr=True, highlight=False)
