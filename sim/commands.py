@@ -94,7 +94,8 @@ def _one(options: argparse.Namespace) -> int:
     speed = outcome.ended_at * setting.nodes / wall
     print(
         f"trace {outcome.trace}  {outcome.events} events  {outcome.applied} announcements applied  "
-        f"{outcome.lies} lies told  {wall:.1f} s, {speed:.0f} node-seconds per second"
+        f"{outcome.answers} requests answered  {outcome.lies} lies told  "
+        f"{wall:.1f} s, {speed:.0f} node-seconds per second"
     )
     if not outcome.good:
         print(told(outcome))

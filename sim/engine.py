@@ -16,6 +16,7 @@ from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim, Connected, Failed, Prepare, Progress, Ready
+from sim.tokens import Pipeline, Slice
 
 if TYPE_CHECKING:
     from sim.machine import Machine
@@ -33,8 +34,8 @@ class Engine:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.stages: dict[Fence, dict[int, str]] = {}
-        self.heads: dict[Fence, Claim] = {}
+        self.stages: dict[Fence, dict[int, Slice]] = {}
+        self.heads: dict[Fence, Pipeline] = {}
         self.reached_at: dict[Fence, float] = {}
 
     def carry_out(self, effect: do.Effect) -> None:
@@ -49,15 +50,17 @@ class Engine:
             case do.StopStages():
                 self.stages.pop(effect.fence, None)
             case do.OpenHead():
-                self.heads[effect.claim.fence] = effect.claim
+                self.heads[effect.claim.fence] = Pipeline(self.machine, effect.claim)
                 self.machine.after(CONNECT_S * 2, lambda: self._open(effect.claim))
             case do.CloseHead():
-                self.heads.pop(effect.fence, None)
+                self._close(effect.fence)
             case _:
                 self.machine.world.unhandled(self.machine, effect)
 
     def stop_all(self) -> None:
         """The machine died."""
+        for head in self.heads.values():
+            head.crashed()
         self.stages.clear()
         self.heads.clear()
 
@@ -75,7 +78,7 @@ class Engine:
 
     def _prepare(self, order: Prepare) -> None:
         fence, stage = order.fence, order.stage
-        self.stages.setdefault(fence, {})[stage] = "loading"
+        self.stages.setdefault(fence, {})[stage] = Slice(stage, order.first, order.last)
         if self._fails():
             self._report(LOAD_S / 2, Failed(fence, stage, "load_failed", "the slice does not load"))
             return
@@ -97,6 +100,7 @@ class Engine:
             self._lost(claim.fence, "the probe did not come back")
             return
         self.reached_at[claim.fence] = self.machine.world.now
+        self.heads[claim.fence].begin()
         self.machine.hand(on.HeadOpened(claim.fence))
         self.machine.after(WATCH_S, lambda: self._watch(claim))
 
@@ -106,6 +110,7 @@ class Engine:
         now = self.machine.world.now
         if self._whole(claim):
             self.reached_at[claim.fence] = now
+            self.heads[claim.fence].expire()
             if self.machine.random.random() < self.machine.world.faults.step_failure:
                 self._lost(claim.fence, "a stage gave numbers that are none")
                 return
@@ -114,8 +119,13 @@ class Engine:
             return
         self.machine.after(WATCH_S, lambda: self._watch(claim))
 
+    def _close(self, fence: Fence) -> None:
+        head = self.heads.pop(fence, None)
+        if head is not None:
+            head.close()
+
     def _lost(self, fence: Fence, message: str) -> None:
-        self.heads.pop(fence, None)
+        self._close(fence)
         self.machine.hand(on.HeadFailed(fence, message))
 
     def _whole(self, claim: Claim) -> bool:

@@ -68,6 +68,8 @@ class Outcome:
     """The last events before it, the last one is the bad one."""
     applied: int = 0
     lies: int = 0
+    answers: int = 0
+    """Requests that got all their tokens."""
 
     @property
     def good(self) -> bool:
@@ -95,6 +97,7 @@ def run(setting: Setting) -> Outcome:
         detail=detail,
         tail=world.tail if rule else (),
         applied=world.checks.applied,
+        answers=world.requests.answered,
         lies=sum(sum(liar.told.values()) for liar in liars),
     )
 
@@ -121,7 +124,7 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     _expect(world, setting, "invite", CONVERGE_S, world.invites.open)
     _expect(world, setting, "rosters differ", CONVERGE_S, world.checks.differences)
     _expect(world, setting, "orphans", ORPHANS_S, world.checks.orphans)
-    _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world))
+    _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world, alone_at))
     world.agenda.run(setting.until)
     last = world.checks.differences(under_way_s=UNDER_WAY_S)
     if last and setting.until >= alone_at + CONVERGE_S:
@@ -160,7 +163,9 @@ def _wanted(world: World) -> bool:
     return any(machine.mediator and machine.mediator.deployments for machine in world.members())
 
 
-def _unserved(world: World) -> list[str]:
+def _unserved(world: World, since: float) -> list[str]:
+    if _wanted(world) and world.requests.answered_at < since:
+        return ["nobody got an answer"]
     return [
         f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
         for machine in world.members()

@@ -23,6 +23,7 @@ from sim.keys import Mint, SimulatedAuthority
 from sim.machine import Clock, Machine
 from sim.network import Network, Way
 from sim.profiles import Profile
+from sim.requests import Requests
 
 MB = 1_000_000
 LAYERS = 12
@@ -63,6 +64,7 @@ class World:
         self.copies: list[Machine] = []
         self.checks = Checks(self)
         self.invites = Invites(self)
+        self.requests = Requests(self.checks)
         self.faults = Odds(self.profile.stage_failure, self.profile.step_failure)
         self.events = 0
         self._tail: deque[tuple[int, float, str, str]] = deque(maxlen=TAIL)
