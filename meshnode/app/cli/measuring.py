@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from meshnode.app.bench.joining import JoinOptions, print_join, run_join
-from meshnode.app.bench.joining import JoinOptions, print_join, run_join
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.split import SplitOptions, print_split, run_split

@@ -137,18 +137,20 @@ class Mediator:
                 self._stage_reported(event.report, now)
             case on.HeadOpened() | on.HeadFailed():
                 self._head_reported(event, now)
-            case on.CacheChanged():
-                self.cached = event.cached
-                self._announce_soon(now)
-            case on.AddressesChanged():
-                self.me = replace(self.me, addresses=event.addresses)
-                self._announce_soon(now)
-            case on.CertificateRenewed():
-                self._announce_soon(now)
+            case on.CacheChanged() | on.AddressesChanged() | on.CertificateRenewed():
+                self._changed(event, now)
             case on.Stopping():
                 self._stop(now)
             case on.TimePassed():
                 pass
+
+    def _changed(self, event: on.CacheChanged | on.AddressesChanged | on.CertificateRenewed, now: float) -> None:
+        """Something that this node says of itself."""
+        if isinstance(event, on.CacheChanged):
+            self.cached = event.cached
+        elif isinstance(event, on.AddressesChanged):
+            self.me = replace(self.me, addresses=event.addresses)
+        self._announce_soon(now)
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
         self.membership.link_opened(peer, now)
