@@ -12,6 +12,7 @@
     │   ├── Unavailable          loading, draining, no peers; try again
     │   └── TimedOut             no token for too long
     ├── PeerError              theirs: the link drops and it is counted
+    │   └── Barred               it says that this node was revoked; asking again soon is of no use
     ├── StaleFence             an order or frame of another (term, run): normal, refused, counted
     ├── StageError             a stage said no, with a machine-readable `kind`
     └── Lost                   circumstances
@@ -114,6 +115,17 @@ class PeerError(MeshError):
     """A peer broke the protocol or failed a check; its link drops."""
 
     kind = "peer"
+
+
+class Barred(PeerError):
+    """The peer lets this node in no more: its certificate, or its issuer's, was revoked. Believed of this peer only."""
+
+    kind = "barred"
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+        """In the peer's own words, without the addresses that were tried."""
 
 
 class StaleFence(MeshError):

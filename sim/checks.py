@@ -6,6 +6,8 @@ unbounded     queues, rosters, frames and effects of one event have limits
 spinning      time passes: a node does not handle events for ever at one instant
 revoked       who knows of a revocation has no link to that peer and makes no plan with it
 framed        nobody is barred but by the issuer
+invite        an invite admits as many keys as it says, each on disk before it is signed
+copied        a key on two machines is noticed by all and kept out of plans; where there is none nobody is suspected
 
 The rules of coordination are in `obedience`.
 """
@@ -26,8 +28,9 @@ from meshnode.core.node import events as on
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
+from meshnode.identity.invite_book import InviteEntry, decode_book
 from meshnode.wire.limits import CONTROL_FRAME
-from meshnode.wire.messages import Buckets, Have, Holding, Ping, Pong, Probe, Probed, Summary, Want
+from meshnode.wire.messages import Buckets, Have, Holding, Ping, Pong, Probe, Probed, Revoke, Summary, Want
 from sim.obedience import Obedience
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ class Life:
     planned: deque[float] = field(default_factory=lambda: deque(maxlen=PLANS))
     numbers: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     entries: dict[NodeId, object] = field(default_factory=dict)
+    present: list[Entry] = field(default_factory=list)
+    lists: list[Revoke] = field(default_factory=list)
     instant: float = -1.0
     at_instant: int = 0
 
@@ -74,6 +79,10 @@ class Checks:
         self.world = world
         self.lives: dict[NodeId, Life] = {}
         self.obedience = Obedience(world, self.fail)
+        self.signed: dict[bytes, set[bytes]] = {}
+        """Keys that got a certificate, by invite."""
+        self.noticed: set[NodeId] = set()
+        """Nodes of which everybody knows that their key runs twice."""
         self.applied = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
@@ -87,23 +96,25 @@ class Checks:
 
     def started(self, machine: Machine) -> None:
         """A node came up: its terms must be back."""
-        self.lives[machine.node] = Life()
+        self.lives[machine.at] = Life()
         self.obedience.started(machine)
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def handled(self, machine: Machine, event: on.Event, effects: list[do.Effect]) -> None:
         """After every event of every node."""
-        life = self.lives[machine.node]
-        if life.instant == self.world.now:
+        life = self.lives[machine.at]
+        now = self.world.agenda.now
+        if life.instant == now:
             life.at_instant += 1
             if life.at_instant > INSTANT:
                 self.fail("spinning", f"{machine.name} handles {type(event).__name__} for ever")
         else:
-            life.instant, life.at_instant = self.world.now, 1
+            life.instant, life.at_instant = now, 1
         if len(effects) > EFFECTS:
             self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
-        self._barred(machine)
+        self._barred(machine, life)
+        self._suspected(machine)
         self.obedience.handled(machine, event, effects)
         if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
             self._roster(machine, life)
@@ -114,25 +125,50 @@ class Checks:
         if isinstance(effect, do.MakePlan):
             self._planned(machine, effect.inventory)
 
-    def _barred(self, machine: Machine) -> None:
+    def _barred(self, machine: Machine, life: Life) -> None:
         assert machine.mediator is not None
         revocations = machine.mediator.membership.revocations
-        if not revocations.records:
+        lists = list(revocations.records.values())
+        if lists == life.lists:
             return
+        life.lists = lists
         revoked = self.world.mint.revoked
         for node in self.world.machines:
             if revocations.bars(node) and node not in revoked:
                 self.fail("framed", f"{machine.name} bars {short(node)}, which no issuer revoked")
 
+    def _suspected(self, machine: Machine) -> None:
+        """Nobody is taken for a copy without one."""
+        assert machine.mediator is not None
+        membership = machine.mediator.membership
+        if membership.voice.alarm and machine.node not in self.world.doubled:
+            self.fail("copied", f"{machine.name} raises the alarm of a copied key, and there is no copy")
+        for node in membership.roster.conflicts:
+            if node not in self.world.doubled:
+                self.fail("copied", f"{machine.name} takes {short(node)} for a copied key, and there is no copy")
+
+    def admitted(self, machine: Machine, entry: InviteEntry, key: bytes) -> None:
+        """The issuer is about to sign a certificate for `key`."""
+        kept = decode_book(machine.disk.invites).entries if machine.disk.invites else ()
+        durable = [a.public_key for each in kept if each.invite_id == entry.invite_id for a in each.admitted]
+        if key not in durable:
+            self.fail("invite", f"{machine.name} signs for a key that is not on disk")
+        signed = self.signed.setdefault(entry.invite_id, set())
+        signed.add(key)
+        if len(signed) > entry.uses:
+            self.fail("invite", f"an invite for {entry.uses} was used by {len(signed)} keys")
+
     def _planned(self, machine: Machine, inventory: Inventory) -> None:
         assert machine.mediator is not None
-        planned = self.lives[machine.node].planned
+        planned = self.lives[machine.at].planned
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:
             self.fail("restless", f"{machine.name} made {PLANS} plans within {PLANS_S:g} s")
         for node in inventory.nodes:
             if machine.mediator.membership.barred(node.node) and not node.excluded:
                 self.fail("revoked", f"{machine.name} plans with {node.name}")
+            if node.node in self.noticed and not node.excluded:
+                self.fail("copied", f"{machine.name} plans with {node.name}, whose key runs twice")
 
     def settled(self, machine: Machine) -> None:
         """After all effects of an event."""
@@ -152,6 +188,10 @@ class Checks:
         entries = machine.mediator.roster.entries
         if len(entries) > ROSTER:
             self.fail("unbounded", f"{machine.name} lists {len(entries)} members")
+        present = list(entries.values())
+        if present == life.present:  # the same objects, compared without a line of Python
+            return
+        life.present = present
         for author, entry in entries.items():
             if life.entries.get(author) is entry:
                 continue
@@ -202,4 +242,24 @@ class Checks:
                     found.append(f"{machine.name} holds {entry.body.number} of {other.name}, which said {last}")
                 elif not entry.present:
                     found.append(f"{machine.name} takes {other.name} for gone")
+        return found
+
+    def unnoticed(self) -> list[str]:
+        """Who does not know yet of a key that runs on two machines, both of them linked to somebody.
+
+        A copy may stay outside: whoever has a link to the original that it dialed itself refuses the second.
+        """
+        found: list[str] = []
+        linked = [copy for copy in self.world.copies if copy.links]
+        for copy in linked:
+            for machine in self.world.running():
+                assert machine.mediator is not None
+                membership = machine.mediator.membership
+                if machine.node == copy.node:
+                    if not membership.voice.alarm:
+                        found.append(f"{machine.name} has not noticed that its key runs twice")
+                elif copy.node not in membership.roster.conflicts:
+                    found.append(f"{machine.name} has not heard that the key of {copy.name} runs twice")
+        if not found:
+            self.noticed = {copy.node for copy in linked}
         return found

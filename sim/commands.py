@@ -12,6 +12,9 @@ from sim import sweep as sweeping
 from sim.profiles import PROFILES
 from sim.trial import Outcome, Setting, run
 
+PROGRESS_S = 30.0
+"""Between two lines of progress of a sweep."""
+
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit code is 1 when a rule was broken."""
@@ -31,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     many = commands.add_parser("sweep", help="many seeds; the profiles in turn")
     many.set_defaults(act=_sweep)
     many.add_argument("--seeds", type=int, default=300)
-    many.add_argument("--first", type=int, default=0)
+    many.add_argument("--first", type=int, default=0, help="go on from this seed: a stopped sweep names it")
     many.add_argument("--jobs", type=int, default=1)
     many.add_argument("--nodes", type=int, default=5)
     many.add_argument("--until", type=float, default=120.0, help="virtual seconds")
@@ -39,28 +42,46 @@ def _parser() -> argparse.ArgumentParser:
     table.set_defaults(act=_report)
     table.add_argument("--small", action="store_true", help="without the meshes of 256 nodes")
     table.add_argument("--long", action="store_true", help="as often as the bars ask for (an hour)")
+    table.add_argument("--only", nargs="+", choices=list(report.measurements(long=False)), help="these groups alone")
     return parser
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    wanted = [*sweeping.failed_once(), *sweeping.settings(options.first, options.seeds, options.nodes, options.until)]
-    began, broken, seconds = time.perf_counter(), 0, 0.0
-    for outcome in sweeping.sweep(wanted, options.jobs):
-        seconds += outcome.setting.until * outcome.setting.nodes
-        if not outcome.good:
-            broken += 1
-            print(told(outcome), flush=True)
-    wall = time.perf_counter() - began
-    print(f"{len(wanted)} runs, {broken} broken, {seconds:,.0f} node-seconds in {wall:.0f} s")
-    return 1 if broken else 0
+    old = sweeping.failed_once()
+    wanted = [*old, *sweeping.settings(options.first, options.seeds, options.nodes, options.until)]
+    began, told_at, seconds = time.perf_counter(), 0.0, 0.0
+    done = broken = 0
+    stopped = ""
+
+    def count() -> str:
+        wall = time.perf_counter() - began
+        return f"{done} runs, {broken} broken, {seconds:,.0f} node-seconds in {wall:.0f} s"
+
+    try:
+        for outcome in sweeping.sweep(wanted, options.jobs):
+            done += 1
+            seconds += outcome.setting.until * outcome.setting.nodes
+            if not outcome.good:
+                broken += 1
+                print(told(outcome), flush=True)
+            if time.perf_counter() - began >= told_at + PROGRESS_S:
+                told_at = time.perf_counter() - began
+                print(f"{count()}; {len(wanted) - done} to go", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        seen = max(0, done - len(old))
+        stopped = f"; stopped: go on with --first {options.first + seen} --seeds {options.seeds - seen}"
+    print(count() + stopped)
+    return 1 if broken or stopped else 0
 
 
 def _report(options: argparse.Namespace) -> int:
+    wanted = report.measurements(long=options.long)
+    names = options.only or [name for name in wanted if not (options.small and name in report.LARGE)]
     measured: list[report.Row] = []
-    for measure in report.measurements(large=not options.small, long=options.long):
-        measured += measure()
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    for name in names:
+        for row in report.timed(wanted[name]):
+            measured.append(row)
+            print(f"{row.what}: {row.measured} (bar {row.bar}), {row.wall_s:.0f} s", file=sys.stderr, flush=True)
     print(report.table(measured))
     return 0 if all(row.good for row in measured) else 1
 
@@ -73,7 +94,8 @@ def _one(options: argparse.Namespace) -> int:
     speed = outcome.ended_at * setting.nodes / wall
     print(
         f"trace {outcome.trace}  {outcome.events} events  {outcome.applied} announcements applied  "
-        f"{outcome.lies} lies told  {wall:.1f} s, {speed:.0f} node-seconds per second"
+        f"{outcome.answers} requests answered  {outcome.lies} lies told  "
+        f"{wall:.1f} s, {speed:.0f} node-seconds per second"
     )
     if not outcome.good:
         print(told(outcome))

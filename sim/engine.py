@@ -16,6 +16,7 @@ from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim, Connected, Failed, Fetched, Prepare, Progress, Ready
+from sim.tokens import POLL_S, Pipeline, Slice
 
 if TYPE_CHECKING:
     from sim.machine import Machine
@@ -25,8 +26,6 @@ LOAD_S = 0.3
 FETCH_S = 1.0
 ADOPT_S = 0.02
 CONNECT_S = 0.05
-STREAMS_S = 3.0
-"""Answers under way take so long at most."""
 SILENCE_S = 2.0
 """Heartbeats come every 250 ms; a pipeline is lost after so long without (NETWORK)."""
 WATCH_S = 0.5
@@ -37,11 +36,13 @@ class Engine:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.stages: dict[Fence, dict[int, str]] = {}
-        self.heads: dict[Fence, Claim] = {}
-        self.serving: dict[Fence, Claim] = {}
+        self.stages: dict[Fence, dict[int, Slice]] = {}
+        self.fetching: set[tuple[Fence, int]] = set()
+        """Stages of a run that waits for memory: nothing of them is loaded."""
+        self.heads: dict[Fence, Pipeline] = {}
+        self.serving: set[Fence] = set()
         """Heads that take requests."""
-        self.kept: dict[tuple[Fence, int], str] = {}
+        self.kept: dict[tuple[Fence, int], Slice] = {}
         """Loaded stages of another run that wait for their new place."""
         self.reached_at: dict[Fence, float] = {}
 
@@ -59,24 +60,27 @@ class Engine:
             case do.RenewStages():
                 pass  # a stage here ends with its node, or by its order
             case do.OpenHead():
-                self.heads[effect.claim.fence] = effect.claim
+                self.heads[effect.claim.fence] = Pipeline(self.machine, effect.claim)
                 self.machine.after(CONNECT_S * 2, lambda: self._open(effect.claim))
             case do.ServeHead():
-                self.serving[effect.fence] = self.heads[effect.fence]
+                self.serving.add(effect.fence)
+                self.heads[effect.fence].begin()
             case do.DrainHead():
                 self._drain(effect.fence)
             case do.CloseHead():
-                self.heads.pop(effect.fence, None)
-                self.serving.pop(effect.fence, None)
+                self._close(effect.fence)
             case _:
                 self.machine.world.unhandled(self.machine, effect)
 
     def stop_all(self) -> None:
         """The machine died."""
+        for head in self.heads.values():
+            head.crashed()
         self.stages.clear()
         self.heads.clear()
         self.serving.clear()
         self.kept.clear()
+        self.fetching.clear()
 
     def alive(self, fence: Fence, stage: int) -> bool:
         """Whether this stage process runs, and is not frozen with its machine."""
@@ -92,15 +96,18 @@ class Engine:
 
     def _prepare(self, order: Prepare) -> None:
         fence, stage = order.fence, order.stage
+        self.stages.setdefault(fence, {})[stage] = Slice(stage, order.first, order.last)
+        self.fetching.discard((fence, stage))
         if order.hold:
-            self.stages.setdefault(fence, {})[stage] = "fetching"
+            self.fetching.add((fence, stage))
             self._report(FETCH_S * self.machine.random.random(), Fetched(fence, stage))
             return
-        if self.kept.pop((fence, stage), None) is not None:
-            self.stages.setdefault(fence, {})[stage] = "adopted"
+        loaded = self.kept.pop((fence, stage), None)
+        if loaded is not None:
+            if loaded.layers != range(order.first, order.last):
+                self.machine.world.checks.fail("tokens", f"{fence}: stage {stage} adopts other layers than it has")
             self._report(ADOPT_S, Ready(fence, stage))
             return
-        self.stages.setdefault(fence, {})[stage] = "loading"
         if self._fails():
             self._report(LOAD_S / 2, Failed(fence, stage, "load_failed", "the slice does not load"))
             return
@@ -113,6 +120,7 @@ class Engine:
 
     def _stop(self, order: do.StopStages) -> None:
         stages = self.stages.pop(order.fence, {})
+        self.fetching -= {(order.fence, stage) for stage in stages}
         for key in [key for key in self.kept if key[0] == order.fence]:
             del self.kept[key]
         for kept in order.kept:
@@ -120,9 +128,19 @@ class Engine:
                 self.kept[kept.fence, kept.stage] = stages[kept.before]
 
     def _drain(self, fence: Fence) -> None:
-        claim = self.serving.pop(fence, None)
-        if claim is not None:
-            self.machine.later(STREAMS_S * self.machine.random.random(), on.HeadDrained(fence))
+        if fence in self.serving:
+            self.serving.discard(fence)
+            self.heads[fence].drain()
+            self._drained(fence)
+
+    def _drained(self, fence: Fence) -> None:
+        head = self.heads.get(fence)
+        if head is None:
+            return
+        if head.busy:
+            self.machine.after(POLL_S, lambda: self._drained(fence))
+        else:
+            self.machine.hand(on.HeadDrained(fence))
 
     def _connect(self, fence: Fence) -> None:
         for stage in self.stages.get(fence, {}):
@@ -144,6 +162,7 @@ class Engine:
         now = self.machine.world.now
         if self._whole(claim):
             self.reached_at[claim.fence] = now
+            self.heads[claim.fence].expire()
             if self.machine.random.random() < self.machine.world.faults.step_failure:
                 self._lost(claim.fence, "a stage gave numbers that are none")
                 return
@@ -152,9 +171,14 @@ class Engine:
             return
         self.machine.after(WATCH_S, lambda: self._watch(claim))
 
+    def _close(self, fence: Fence) -> None:
+        self.serving.discard(fence)
+        head = self.heads.pop(fence, None)
+        if head is not None:
+            head.close()
+
     def _lost(self, fence: Fence, message: str) -> None:
-        self.heads.pop(fence, None)
-        self.serving.pop(fence, None)
+        self._close(fence)
         self.machine.hand(on.HeadFailed(fence, message))
 
     def _whole(self, claim: Claim) -> bool:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sim.world import World
 
 REVOKING_NODES = 5
-"""Below, too few are left for the model."""
+"""Below, too few are left for the model; for the same reason a node is revoked or copied, not one of each."""
+RACES = 2
+"""Invites of one world: the mesh grows by four machines at most."""
 LEAVE_S = 0.5
 """Between a goodbye and the end of the process."""
 
@@ -31,6 +33,8 @@ class Faults:
     def __init__(self, world: World, until: float) -> None:
         self.world, self.until = world, until
         self.random: Random = stream(world.seed, "faults")
+        self._first = list(world.machines.values())
+        """Those that were there at the beginning: the issuer, ... , who is asked for the model."""
         self._blocked: list[tuple[NodeId, NodeId]] = []
         self._acts: dict[str, Callable[[], None]] = {
             "crash": lambda: self._crash(power=False),
@@ -48,6 +52,8 @@ class Faults:
             "calendar": self._calendar,
             "revoke": self._revoke,
             "drain": self._drain,
+            "invite": self._invite,
+            "copy": self._copy,
         }
 
     def begin(self) -> None:
@@ -67,6 +73,7 @@ class Faults:
         for source, target in self._blocked:
             world.network.unblock(source, target)
         self._blocked.clear()
+        world.invites.aims = False
         for machine in world.machines.values():
             machine.disk.write_s, machine.disk.full = DISK_S, False
             machine.clock.calendar_step_s = 0.0
@@ -204,11 +211,10 @@ class Faults:
 
     def _revoke(self) -> None:
         """The first machine is the issuer; the last one serves, and stays."""
-        machines = list(self.world.machines.values())
-        issuer = machines[0]
-        if len(machines) < REVOKING_NODES or issuer.mediator is None or self.world.mint.revoked or issuer.disk.full:
+        issuer = self._first[0]
+        if not self._can_spare() or issuer.mediator is None or issuer.disk.full:
             return
-        victim = self.random.choice(machines[1:-1])
+        victim = self.random.choice(self._first[1:-1])
         self.world.note_fault(f"{victim.name} is revoked")
         self.world.mint.revoke([victim.node])
         self._say_revoked(issuer)
@@ -220,6 +226,40 @@ class Faults:
             return
         if record not in issuer.mediator.membership.revocations.records.values():
             issuer.hand(on.Revoked(record))
+
+    def _can_spare(self) -> bool:
+        return len(self._first) >= REVOKING_NODES and not self.world.mint.revoked and not self.world.copies
+
+    def _invite(self) -> None:
+        """More machines paste an invite than it admits."""
+        issuer = self._first[0]
+        if len(self.world.invites.races) >= RACES or issuer.mediator is None or issuer.disk.full:
+            return
+        uses = self.random.choice((1, 1, 2))
+        self.world.note_fault("an invite is raced for")
+        self.world.invites.invite(issuer, uses, uses + self.random.choice((1, 2)))
+
+    def _copy(self) -> None:
+        """Somebody copies a data directory to another machine and starts it there. Who lies has its own two voices."""
+        candidates = self._first[1 + self.world.profile.liars : -1]
+        if not self._can_spare() or not candidates:
+            return
+        victim = self.random.choice(candidates)
+        if not victim.disk.incarnation:
+            return
+        self.world.note_fault(f"{victim.name} is copied")
+        self.world.copy(victim).start()
+
+    def remove_copies(self) -> None:
+        """A person switches the copies off, and restarts the nodes whose key they had."""
+        for copy in self.world.copies:
+            original = self.world.machines[copy.node]
+            self.world.note_fault(f"{copy.name} is switched off")
+            self.world.remove(copy)
+            original.crash(power=False)
+            original.start()
+        self.world.copies.clear()
+        self.world.checks.noticed.clear()
 
     def _calendar(self) -> None:
         """A calendar is set: certificates allow a day, so that half an hour must change nothing."""

@@ -64,13 +64,22 @@ KINDS = (
     "false_list",
     "slander",
 )
+FORGED = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "false_list")
+"""Those that nobody may ever believe; the others are really signed, or nothing at all."""
 
 
 class Liar:
     """Sends forgeries on the links of one machine until `until`."""
 
-    def __init__(self, world: World, machine: Machine, until: float, every_s: float = EVERY_S) -> None:
-        self.world, self.machine, self.until, self.every_s = world, machine, until, every_s
+    def __init__(
+        self,
+        world: World,
+        machine: Machine,
+        until: float,
+        every_s: float = EVERY_S,
+        kinds: tuple[str, ...] = KINDS,
+    ) -> None:
+        self.world, self.machine, self.until, self.every_s, self.kinds = world, machine, until, every_s, kinds
         self.random: Random = stream(world.seed, "liar", machine.name)
         self.told: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.kept: list[Announce] = []
@@ -83,7 +92,7 @@ class Liar:
         if self.world.now >= self.until:
             return
         if self.machine.mediator is not None and not self.machine.paused:
-            self.tell(self.random.choice(KINDS))
+            self.tell(self.random.choice(self.kinds))
         self.begin()
 
     def tell(self, kind: str) -> None:
@@ -179,6 +188,7 @@ class Liar:
     def _equivocated(self) -> list[bytes]:
         """Really signed, so it may be believed; but it must not keep anybody from hearing the next one."""
         authority = self.machine.authority
+        self.world.doubled.add(self.machine.node)
         number = authority.announced
         body = self._body(self.machine.node, self.world.mint.mesh)
         body = msgspec.structs.replace(body, incarnation=number[0], sequence=number[1])
@@ -190,12 +200,13 @@ class Liar:
         return Body(mesh, node, 1 << 20, 1, name, (f"{name}:1",), self.machine.me.memory_usable)
 
     def _false_claim(self, end: End) -> list[bytes]:
-        others = [node for node in self.world.machines if node not in (self.machine.node, end.peer)]
+        peer = self.world.node_at[end.peer]
+        others = [node for node in self.world.machines if node not in (self.machine.node, peer)]
         if not others:
             return []
         fence = Fence(Term(5), RunId(self.random.randbytes(8).hex()))
         options = RunOptions(256, 4, 128, "f16", flash_attention=False)
-        stage = ClaimedStage(0, end.peer, 0, 12, 1, 1, 2)
+        stage = ClaimedStage(0, peer, 0, 12, 1, 1, 2)
         claim = Claim(fence, "f" * 16, "model", "0" * 64, "0" * 64, self.random.choice(others), 12, options, (stage,))
         return [encode(claim)]
 

@@ -55,6 +55,7 @@ class Disk:
 
     ledger: bytes | None = None
     revocations: bytes | None = None
+    invites: bytes | None = None
     incarnation: int = 0
     peers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     write_s: float = DISK_S
@@ -67,6 +68,8 @@ class Machine:
     def __init__(self, world: World, name: str, me: Self, authority: SimulatedAuthority, clock: Clock) -> None:
         self.world, self.name, self.me, self.authority, self.clock = world, name, me, authority, clock
         self.node = authority.node
+        self.at = self.node
+        """Its place in the network: the node's id, but for a second machine with the same key."""
         self.disk = Disk()
         self.on = True
         self.paused = False
@@ -114,8 +117,7 @@ class Machine:
         """The process dies at once; with `power` the whole machine, so that nobody is told."""
         if self.mediator is None:
             return
-        entries = self.mediator.roster.entries
-        self.disk.peers.update({node: entry.body.addresses for node, entry in entries.items()})
+        self.keep_peers()
         self.mediator, self.paused = None, False
         self.life += 1
         self.on = not power
@@ -126,6 +128,12 @@ class Machine:
             else:
                 self.world.network.close(end)
         self.engine.stop_all()
+
+    def keep_peers(self) -> None:
+        """Write down where the others are, as a node does all the time."""
+        if self.mediator is not None:
+            entries = self.mediator.roster.entries
+            self.disk.peers.update({node: entry.body.addresses for node, entry in entries.items()})
 
     def pause(self) -> None:
         """The process is frozen, or the machine suspended; its sockets stay."""
@@ -238,7 +246,7 @@ class Machine:
             case do.Send():
                 self.send(effect.peer, effect.message)
             case do.Dial():
-                self.world.network.dial(self.node, effect.node)
+                self.world.network.dial(self.at, self.world.place_of(effect.node, effect.addresses))
             case do.CloseLink():
                 end = self.links.pop(effect.peer, None)
                 if end is not None:
@@ -272,8 +280,9 @@ class Machine:
         else:
             self.dial_failed(end.peer, "closed")
 
-    def dial_failed(self, node: NodeId, reason: str) -> None:
+    def dial_failed(self, place: NodeId, reason: str) -> None:
         """A dial came to nothing; of no interest where there is a link."""
+        node = self.world.node_at[place]
         if node not in self.links:
             self.hand(on.LinkClosed(node, reason))
 
@@ -290,24 +299,26 @@ class Machine:
         if isinstance(message, Unrecognised):
             self.world.network.send(end, encode(message.reply))
         else:
-            self.hand(on.Received(end.peer, message))
+            self.hand(on.Received(self.world.node_at[end.peer], message))
 
     def ended(self, end: End, reason: str) -> None:
         """The stream is over."""
-        if self.links.get(end.peer) is end:
-            del self.links[end.peer]
-            self.hand(on.LinkClosed(end.peer, reason))
+        peer = self.world.node_at[end.peer]
+        if self.links.get(peer) is end:
+            del self.links[peer]
+            self.hand(on.LinkClosed(peer, reason))
 
     def _over(self, end: End, reason: str) -> None:
         self.world.network.close(end)
         self.ended(end, reason)
 
     def _serve(self, end: End) -> None:
-        present = self.links.get(end.peer)
+        peer = self.world.node_at[end.peer]
+        present = self.links.get(peer)
         if present is not None:
-            if present.dialer != end.dialer and present.dialer == min(end.peer, self.node):
+            if present.dialer != end.dialer and self.world.node_at[present.dialer] == min(peer, self.node):
                 self.world.network.close(end)
                 return
             self.world.network.close(present)
-        self.links[end.peer] = end
-        self.hand(on.LinkOpened(end.peer))
+        self.links[peer] = end
+        self.hand(on.LinkOpened(peer))

@@ -35,8 +35,6 @@ PACKET_BYTES = 40
 class Host(Protocol):
     """What the network needs of a machine."""
 
-    node: NodeId
-
     @property
     def on(self) -> bool:
         """Whether the machine has power."""
@@ -70,6 +68,8 @@ class End:
     owner: NodeId
     peer: NodeId
     dialer: NodeId
+    there: Way = field(repr=False)
+    back: Way = field(repr=False)
     far: End = field(init=False, repr=False)
     open: bool = True
     clear_at: float = 0.0
@@ -169,10 +169,11 @@ class Network:
         if not host.on or not host.listening:
             self.agenda.after(half, lambda: self._failed(source, target, "reset while connecting"))
             return
-        near, far = End(source, target, source), End(target, source, source)
+        there, back = self.way(source, target), self.way(target, source)
+        near, far = End(source, target, source, there, back), End(target, source, source, back, there)
         near.far, far.far = far, near
-        self.way(source, target).ends.append(near)
-        self.way(target, source).ends.append(far)
+        there.ends.append(near)
+        back.ends.append(far)
         # The dialer returns from `dial` with the peer's HELLO; whatever the peer sends comes behind it.
         far.clear_at = self.agenda.now + half
         self.agenda.after(half, lambda: self.hosts[source].dialed(near))
@@ -220,18 +221,17 @@ class Network:
             self.hosts[end.owner].ended(end, reason)
 
     def _drop(self, end: End) -> None:
-        ends = self.way(end.owner, end.peer).ends
-        if end in ends:
-            ends.remove(end)
+        if end in end.there.ends:
+            end.there.ends.remove(end)
 
     def _put(self, end: End, frame: bytes | None) -> None:
-        way, now = self.way(end.owner, end.peer), self.agenda.now
+        way, now = end.there, self.agenda.now
         if end.held or way.blocked or now < end.stalled_until:
             end.held.append((now, frame))
             self.agenda.after(GIVE_UP_S, lambda: self._give_up(end, now))
             return
         self._transmit(end, way, frame)
-        back = self.way(end.peer, end.owner)
+        back = end.back
         if back.blocked:  # it arrives, but no acknowledgement does
             self.agenda.after(GIVE_UP_S, lambda: self._broke(end, "no acknowledgement") if back.blocked else None)
 
@@ -252,7 +252,7 @@ class Network:
             self.agenda.after(GIVE_UP_S, lambda: self._broke(far, "timed out"))
         elif not end.open:
             if frame is not None:  # data for a closed socket is answered by a reset
-                far, way = end.far, self.way(end.owner, end.peer)
+                far, way = end.far, end.there
                 if not way.blocked:
                     self.agenda.after(way.delay(), lambda: self._broke(far, "reset"))
         elif frame is None:
@@ -290,7 +290,7 @@ class Network:
         return way.random.uniform(0.0, min(max(waited, RESEND_S), GIVE_UP_S))
 
     def _flush(self, end: End) -> None:
-        way = self.way(end.owner, end.peer)
+        way = end.there
         if way.blocked or self.agenda.now < end.stalled_until:
             return
         held, end.held = end.held, []

@@ -62,7 +62,7 @@ class Obedience:
 
     def started(self, machine: Machine) -> None:
         """A node came up: its terms must be back."""
-        word = self.words.setdefault(machine.node, Word())
+        word = self.words.setdefault(machine.at, Word())
         word.loaded.clear()
         word.serving.clear()
         word.held = []
@@ -86,7 +86,7 @@ class Obedience:
             case do.ServeHead(fence=fence):
                 self._serves(machine, fence)
             case do.DrainHead(fence=fence) | do.CloseHead(fence=fence):
-                serving = self.words[machine.node].serving
+                serving = self.words[machine.at].serving
                 for deployment in [key for key, each in serving.items() if each == fence]:
                     del serving[deployment]
             case _:
@@ -98,7 +98,7 @@ class Obedience:
         assert mediator is not None
         if isinstance(event, on.Received):
             self._ordered(machine, event, effects)
-        held = self.words[machine.node].held = list(mediator.ledger.held.values())
+        held = self.words[machine.at].held = list(mediator.ledger.held.values())
         for run in held:
             if machine.last_local >= run.until:
                 self._fail("abandoned", f"{machine.name} holds {run.claim.fence} beyond its lease")
@@ -109,7 +109,7 @@ class Obedience:
         disk = msgspec.msgpack.decode(machine.disk.ledger, type=dict[str, Said]) if machine.disk.ledger else {}
         if disk.get(grant.deployment, Said()).promised < grant.fence.term:
             self._fail("broken word", f"{machine.name} grants {grant.fence} before it is on disk")
-        word = self.words[machine.node]
+        word = self.words[machine.at]
         word.granted[grant.deployment] = max(word.granted.get(grant.deployment, 0), grant.fence.term)
         self.granted.add((machine.node, grant.fence))
         claim = self.claims.get(grant.fence)
@@ -118,7 +118,7 @@ class Obedience:
 
     def _usurped(self, machine: Machine, new: Fence, deployment: str, coordinator: NodeId) -> None:
         assert machine.mediator is not None
-        for run in self.words[machine.node].held:
+        for run in self.words[machine.at].held:
             holder = run.claim.coordinator
             if run.claim.fence == new or run.claim.deployment != deployment or holder == coordinator:
                 continue
@@ -162,7 +162,7 @@ class Obedience:
     def _loads(self, machine: Machine, order: Prepare) -> None:
         fence, deployment = order.fence, order.deployment
         assert machine.mediator is not None
-        word, held = self.words[machine.node], machine.mediator.ledger.held.get(fence)
+        word, held = self.words[machine.at], machine.mediator.ledger.held.get(fence)
         if held is None:
             self._fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
             return
@@ -183,7 +183,7 @@ class Obedience:
         if held is None:
             return
         said = machine.mediator.ledger.words.get(held.claim.deployment, Said())
-        fenced = self.words[machine.node].fenced
+        fenced = self.words[machine.at].fenced
         fenced[held.claim.deployment] = max(fenced.get(held.claim.deployment, 0), said.fenced)
         if fence.term <= fenced[held.claim.deployment]:
             self._fail("fenced", f"{machine.name} obeys {fence} at or below its fence")
@@ -192,7 +192,7 @@ class Obedience:
         """By what was claimed for the stages that really are there, not by the ledger's own sum."""
         engine = machine.engine
         present = {(fence, stage) for fence, stages in engine.stages.items() for stage in stages}
-        present = {place for place in present if engine.stages[place[0]][place[1]] != "fetching"}
+        present -= engine.fetching
         kept = {place[0] for place in engine.kept}
         total = 0
         held = machine.mediator.ledger.held if machine.mediator is not None else {}
@@ -210,7 +210,7 @@ class Obedience:
         found = machine.mediator.coordinator.of(fence)
         if found is None:
             return
-        deployment, serving = found[0].demand.deployment, self.words[machine.node].serving
+        deployment, serving = found[0].demand.deployment, self.words[machine.at].serving
         before = serving.get(deployment)
         self.cut_overs += before is not None and before != fence
         serving[deployment] = fence

@@ -42,6 +42,8 @@ _MILD = (
     ("half_close", 2.0),
     ("slow_disk", 1.0),
     ("drain", 3.0),
+    ("invite", 1.0),
+    ("copy", 0.3),
 )
 _ALL = (
     ("crash", 6.0),
@@ -59,6 +61,8 @@ _ALL = (
     ("calendar", 2.0),
     ("revoke", 1.0),
     ("drain", 4.0),
+    ("invite", 2.0),
+    ("copy", 0.7),
 )
 
 CALM = Profile("calm", (0.02, 0.02), 0.001, 0.0, 0.0, 0.0, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,5 +29,10 @@ def sweep(wanted: list[Setting], jobs: int = 1) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(run, wanted)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts_to_the_parent) as pool:
         yield from pool.imap(run, wanted, chunksize=8)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """A terminal sends Ctrl-C to all processes: the parent says what there is, and ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

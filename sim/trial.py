@@ -23,6 +23,11 @@ ORPHANS_S = 30.0
 """After the heal until nobody holds a run that its coordinator does not know."""
 SERVE_S = 75.0
 """After the heal until the model is served: a node that failed is left out for 30 s, and plans wait 30 s at most."""
+NOTICE_S = 15.0
+"""After the heal until everybody knows of a key that runs twice: each of the two speaks three times, a second apart,
+and one of them may have to be dialed anew."""
+WARY_S = 5.0
+"""So long nobody may plan with it, before a person switches the copy off."""
 JOIN_S = 1.0
 AIMED_S = 3.0
 POLL_S = 0.5
@@ -67,6 +72,8 @@ class Outcome:
     """The last events before it, the last one is the bad one."""
     applied: int = 0
     lies: int = 0
+    answers: int = 0
+    """Requests that got all their tokens."""
 
     @property
     def good(self) -> bool:
@@ -94,6 +101,7 @@ def run(setting: Setting) -> Outcome:
         detail=detail,
         tail=world.tail if rule else (),
         applied=world.checks.applied,
+        answers=world.requests.answered,
         lies=sum(sum(liar.told.values()) for liar in liars),
     )
 
@@ -113,14 +121,20 @@ def _live(world: World, setting: Setting) -> list[Liar]:
         liar.begin()
     world.agenda.run(healed_at)
     faults.heal()
+    if world.copies:
+        _expect(world, setting, "copied", NOTICE_S, world.checks.unnoticed)
+        world.agenda.run(min(setting.until, world.now + NOTICE_S + WARY_S))
+        faults.remove_copies()
+    alone_at = world.now
     world.agenda.after(0.0, lambda: world.serve(served) if not _wanted(world) else None)
+    _expect(world, setting, "invite", CONVERGE_S, world.invites.open)
     _expect(world, setting, "rosters differ", CONVERGE_S, world.checks.differences)
     _expect(world, setting, "orphans", ORPHANS_S, world.checks.obedience.orphans)
     if not setting.aim:
-        _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world))
+        _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world, alone_at))
     world.agenda.run(setting.until)
     last = world.checks.differences(under_way_s=UNDER_WAY_S)
-    if last:
+    if last and setting.until >= alone_at + CONVERGE_S:
         world.checks.fail("rosters differ", f"at the end: {last[0]}")
     return liars
 
@@ -168,7 +182,9 @@ def _wanted(world: World) -> bool:
     return any(machine.mediator and machine.mediator.deployments for machine in world.members())
 
 
-def _unserved(world: World) -> list[str]:
+def _unserved(world: World, since: float) -> list[str]:
+    if _wanted(world) and world.requests.answered_at < since:
+        return ["nobody got an answer"]
     return [
         f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
         for machine in world.members()

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
@@ -17,10 +17,12 @@ from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.identity.ids import NodeId
 from sim.agenda import Agenda, stream
 from sim.checks import Checks
+from sim.invites import Invites
 from sim.keys import Mint, SimulatedAuthority
 from sim.machine import Clock, Machine
 from sim.network import Network, Way
 from sim.profiles import Profile
+from sim.requests import Requests
 
 MB = 1_000_000
 LAYERS = 12
@@ -54,7 +56,14 @@ class World:
         self.mint = Mint(self.seed)
         self.network = Network(self.agenda, self._way)
         self.machines: dict[NodeId, Machine] = {}
+        """By place: the node's id, but for a copy."""
+        self.node_at: dict[NodeId, NodeId] = {}
+        self.doubled: set[NodeId] = set()
+        """Nodes whose key spoke twice under one number, or from two machines."""
+        self.copies: list[Machine] = []
         self.checks = Checks(self)
+        self.invites = Invites(self)
+        self.requests = Requests(self.checks)
         self.faults = Odds(self.profile.stage_failure, self.profile.step_failure)
         self.events = 0
         self._tail: deque[tuple[int, float, str, str]] = deque(maxlen=TAIL)
@@ -78,10 +87,36 @@ class World:
         clock = Clock(1.0 + random.uniform(-ppm, ppm), random.uniform(0.0, 1e5))
         authority: SimulatedAuthority = self.mint.member(name, lambda: self.now + clock.calendar_step_s)
         me = Self(name, "member", (f"{name}:8420",), memory_mb * MB, 0, cores=4, software="sim", llama="sim")
-        machine = Machine(self, name, me, authority, clock)
-        self.machines[machine.node] = machine
-        self.network.hosts[machine.node] = machine
+        return self._place(Machine(self, name, me, authority, clock))
+
+    def copy(self, machine: Machine) -> Machine:
+        """A second machine with a copy of the data directory of `machine`; not switched on yet."""
+        name = f"{machine.name}-copy"
+        me = replace(machine.me, addresses=(f"{name}:8420",))
+        copied = Machine(self, name, me, machine.authority, Clock(1.0, 0.0))
+        copied.at = NodeId(f"{machine.node}*")
+        machine.keep_peers()
+        copied.disk = replace(machine.disk, peers=dict(machine.disk.peers))
+        self.doubled.add(machine.node)
+        self.copies.append(copied)
+        return self._place(copied)
+
+    def _place(self, machine: Machine) -> Machine:
+        self.machines[machine.at] = machine
+        self.node_at[machine.at] = machine.node
+        self.network.hosts[machine.at] = machine
         return machine
+
+    def remove(self, machine: Machine) -> None:
+        """Switched off for good."""
+        machine.crash(power=True)
+        machine.on = False
+        del self.machines[machine.at]
+
+    def place_of(self, node: NodeId, addresses: tuple[str, ...]) -> NodeId:
+        """Where a dial of `node` at these addresses ends: at its copy when that is what it named."""
+        copied = next((copy for copy in self.copies if copy.node == node), None)
+        return copied.at if copied is not None and addresses == copied.me.addresses else node
 
     def make_mediator(
         self, me: Self, authority: SimulatedAuthority, draw: Callable[[int], bytes], now: float
@@ -110,17 +145,17 @@ class World:
         return [machine for machine in self.machines.values() if machine.mediator is not None]
 
     def members(self) -> list[Machine]:
-        """Those of them that nobody revoked."""
-        return [machine for machine in self.running() if machine.node not in self.mint.revoked]
+        """Those of them that nobody revoked, without copies."""
+        return [m for m in self.running() if m.node not in self.mint.revoked and m.at == m.node]
 
     # --- the trace ----------------------------------------------------------------------------------------------
 
     def note(self, name: str, event: on.Event) -> None:
         """One event was handed to a mediator."""
         self.events += 1
-        kind = type(event.message if isinstance(event, on.Received) else event).__name__
-        self._digest.update(_PACK(self.agenda.now) + name.encode() + kind.encode())
-        self._tail.append((self.events, self.agenda.now, name, kind))
+        now, kind = self.agenda.now, type(event.message if isinstance(event, on.Received) else event).__name__
+        self._digest.update(_PACK(now) + f"{name}{kind}".encode())
+        self._tail.append((self.events, now, name, kind))
 
     @property
     def tail(self) -> tuple[str, ...]:

@@ -170,6 +170,34 @@ class RevokeRequest(msgspec.Struct, frozen=True):
     node: str
 
 
+class IssuerListing(msgspec.Struct, frozen=True):
+    """One issuer as the node that was asked knows it."""
+
+    issuer: str
+    """Hash of the key that it signs with."""
+    node: str = ""
+    """Where that key is; empty where only certificates tell of the issuer."""
+    name: str = ""
+    expires_at: datetime | None = None
+    state: str = "active"
+    """active | expired | revoked"""
+    members: int = 0
+    """Known nodes, this one included, whose present certificate it signed."""
+
+
+class IssuerListings(msgspec.Struct, frozen=True):
+    """`GET /api/issuers`."""
+
+    issuers: tuple[IssuerListing, ...]
+
+
+class IssuerRequest(msgspec.Struct, frozen=True):
+    """`POST /api/issuers` with the whole id of a node, answered by an `IssuerListing`; `POST /api/issuers/revoke` with
+    that of an issuer."""
+
+    id: str
+
+
 class PingRequest(msgspec.Struct, frozen=True):
     """`POST /api/ping`: the whole id of a member."""
 

@@ -37,12 +37,12 @@ from meshnode.io.transport.join_desk import JoinDesk
 
 
 class AdminRoutes:
-    """The routes of one node. `desk` is None where this node admits nobody."""
+    """The routes of one node. `desk` gives None while this node admits nobody."""
 
     def __init__(
         self,
         mediator: Mediator,
-        desk: JoinDesk | None,
+        desk: Callable[[], JoinDesk | None],
         status: Callable[[], NodeStatus],
         stop: Callable[[], None],
     ) -> None:
@@ -138,12 +138,14 @@ class AdminRoutes:
         return desk.comparisons
 
     def _require_desk(self) -> JoinDesk:
-        if self._desk is None:
+        desk = self._desk()
+        if desk is None:
             raise ConfigError(
                 "this node cannot invite: it holds no issuer key",
-                "Run `meshnode invite` on the machine that made the mesh.",
+                "Use an issuer (`meshnode issuer list`), or make this node one: `meshnode issuer add` where the mesh "
+                "was made.",
             )
-        return self._desk
+        return desk
 
 
 def _listing(waiting: PendingJoin) -> PendingListing:

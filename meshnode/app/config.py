@@ -116,6 +116,8 @@ class Settings:
     """TCP port for members and joiners; 0: any free one."""
     advertise: tuple[str, ...] = _setting((), _listed)
     """host:port that others should dial, where this machine's own addresses do not serve (port forwarding)."""
+    wan: bool = _setting(False, _flag)
+    """Leave the local network: dial public addresses and names of members, and announce this machine's own."""
     api_host: str = _setting("127.0.0.1", str)
     """Address of the OpenAI endpoint and console. It has no keys yet, so anything but loopback needs `insecure`."""
     api_port: int = _setting(API_PORT, _whole)

@@ -6,17 +6,20 @@ only the current one's end is told to the mediator.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from meshnode.core.node.events import Event, LinkClosed, LinkOpened, Received
-from meshnode.errors import MeshError
-from meshnode.identity.ids import NodeId
+from meshnode.errors import Barred, MeshError
+from meshnode.identity.ids import NodeId, short
 from meshnode.io.transport.stream import Stream
 from meshnode.io.transport.transport import Transport
 from meshnode.wire.messages import AnyMessage, Unrecognised, decode, encode
 from meshnode.wire.preface import StreamClass
+
+log = logging.getLogger("meshnode.links")
 
 OUTGOING = 512
 """Messages waiting for a slow peer: a whole roster of announcements; beyond, the link is closed and redialed."""
@@ -76,7 +79,11 @@ class ControlLinks:
             stream = await self._transport.dial(node, addresses, StreamClass.CONTROL)
         except MeshError as error:
             if node not in self._links:
-                await self._post(LinkClosed(node, str(error)))
+                reason = str(error)
+                if isinstance(error, Barred):
+                    reason = error.reason
+                    log.warning("%s lets this node in no more: %s", short(node), reason)
+                await self._post(LinkClosed(node, reason, isinstance(error, Barred)))
             return
         try:
             await self._serve(_Link(stream, self._own))

@@ -6,14 +6,10 @@ the planner makes, the public endpoint. The embedded model knows its answer by h
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,11 +19,11 @@ import msgspec
 from rich.console import Console
 
 from meshnode.app.admin import InviteRequest, PlanRequest
-from meshnode.app.cli.control import Control, running_node
 from meshnode.app.cli.narration import changes, curl_line, standing
 from meshnode.app.cli.planning import plan_here
 from meshnode.app.cli.tables import deployment_view, size
 from meshnode.app.config import Settings
+from meshnode.app.trial import TrialNode, awaited, on_trial
 from meshnode.core.node.status import DeploymentStatus, NodeStatus
 from meshnode.demo import EXPECTED_ANSWER, MODEL, QUESTION
 from meshnode.errors import MeshError, Unavailable
@@ -40,8 +36,6 @@ NAMES = ("one", "two", "three")
 CONTEXT = 512
 # Loading takes 3 s on two cores; a machine that is 20 times slower still gets there.
 START_S = 60.0
-# What a node promises (5 s), and as much again for a busy machine.
-LEAVE_S = 10.0
 POLL_S = 0.1
 # Granularity of --memory that is searched; finer would only make the number harder to read.
 GRAIN_BYTES = 10**5
@@ -83,58 +77,13 @@ class Spoken:
     """From the first token to the last."""
 
 
-class _Node:
-    """A child process that runs `meshnode serve` or `meshnode join`."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
-        self.data = folder / name
-        self._log = folder / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *arguments: str) -> None:
-        flags = ["--data", str(self.data), "--name", self.name, "--listen", "127.0.0.1", "--no-mdns", "--no-measure"]
-        # Settings of a real node on this machine are not meant for these.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHNODE_")}
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "meshnode.app.cli", *arguments, *flags, "--port", "0", "--api-port", "0"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def last_words(self) -> str:
-        """The end of its log; 1,500 characters are a screen."""
-        return self._log.read_text(errors="replace")[-1500:].strip() if self._log.exists() else ""
-
-    def ask_to_leave(self) -> None:
-        if self._process is not None and self.alive:
-            self._process.send_signal(signal.SIGTERM)
-
-    def wait(self, seconds: float) -> None:
-        if self._process is None:
-            return
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
 def run_demo(stay: bool) -> int:
     """Run the demonstration; returns 0 only if the answer is the expected one."""
     console = Console(highlight=False, soft_wrap=True)
     right = False
     with tempfile.TemporaryDirectory(prefix="meshnode-demo-") as folder:
-        nodes = [_Node(Path(folder), name) for name in NAMES]
-        with _running(nodes):
+        nodes = [TrialNode(Path(folder), name, "--no-mdns", "--no-measure") for name in NAMES]
+        with suppress(KeyboardInterrupt), on_trial(nodes):
             status = _start(nodes, console)
             right = _converse(status, console)
             if stay:
@@ -142,7 +91,7 @@ def run_demo(stay: bool) -> int:
     return 0 if right else 1
 
 
-def _start(nodes: list[_Node], console: Console) -> NodeStatus:
+def _start(nodes: list[TrialNode], console: Console) -> NodeStatus:
     limit = memory_limit(len(nodes))
     began = time.monotonic()
     console.print(
@@ -152,7 +101,7 @@ def _start(nodes: list[_Node], console: Console) -> NodeStatus:
     first, *joiners = nodes
     first.start("serve", str(MODEL), "--context", str(CONTEXT), *memory)
     deadline = began + START_S
-    control = _await(lambda: _control(first), nodes, deadline)
+    control = _await(first.control, nodes, deadline)
     with control:
         for joiner in joiners:
             joiner.start("join", control.invite(InviteRequest(expires_s=600)).invite, *memory)
@@ -185,31 +134,17 @@ def memory_limit(count: int) -> int:
     return enough * GRAIN_BYTES
 
 
-def _control(node: _Node) -> Control | None:
-    return Control.of(node.data) if running_node(node.data) is not None else None
-
-
 def _serving(status: NodeStatus) -> DeploymentStatus | None:
     return next((one for one in status.deployments if one.state == "serving"), None)
 
 
 def _await(
-    look: Callable[[], Found | None], nodes: list[_Node], deadline: float, why: Callable[[], str] = lambda: "no answer"
+    look: Callable[[], Found | None],
+    nodes: list[TrialNode],
+    deadline: float,
+    why: Callable[[], str] = lambda: "no answer",
 ) -> Found:
-    """Look until there is something. Raises Unavailable when a node ends or the time is over."""
-    while True:
-        try:
-            found = look()
-        except Unavailable:
-            found = None
-        if found is not None:
-            return found
-        for node in nodes:
-            if node.data.exists() and not node.alive:
-                raise Unavailable(f"node {node.name} has ended:\n{node.last_words}")
-        if time.monotonic() > deadline:
-            raise Unavailable(f"nothing is served after {START_S:.0f} s: {why()}")
-        time.sleep(POLL_S)
+    return awaited(look, nodes, deadline, lambda: f"nothing is served after {START_S:.0f} s: {why()}", POLL_S)
 
 
 def _converse(status: NodeStatus, console: Console) -> bool:
@@ -268,7 +203,7 @@ def _chunks(url: str, body: dict[str, object]) -> Iterator[_Chunk]:
                 yield chunk
 
 
-def _stay(nodes: list[_Node], status: NodeStatus, console: Console) -> None:
+def _stay(nodes: list[TrialNode], status: NodeStatus, console: Console) -> None:
     deployment = _serving(status)
     assert deployment is not None
     console.print("\nask it yourself (any OpenAI client works; Ctrl-C ends the demonstration):\n")
@@ -277,20 +212,3 @@ def _stay(nodes: list[_Node], status: NodeStatus, console: Console) -> None:
         time.sleep(POLL_S)
     ended = next(node for node in nodes if not node.alive)
     raise Unavailable(f"node {ended.name} has ended:\n{ended.last_words}")
-
-
-@contextmanager
-def _running(nodes: list[_Node]) -> Iterator[None]:
-    """Ends the nodes however the demonstration ends; Ctrl-C is its ordinary end and reaches the nodes by itself."""
-    interrupted = False
-    try:
-        yield
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        if not interrupted:
-            for node in nodes:
-                node.ask_to_leave()
-        deadline = time.monotonic() + LEAVE_S
-        for node in nodes:
-            node.wait(max(0.1, deadline - time.monotonic()))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-from meshnode.core.node.events import PeerFound
+from meshnode.core.node.events import AddressesChanged, PeerFound
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.io.mdns import MOST_HOSTS, PREFIX_CHARACTERS, Hint, open_mdns
 from meshnode.io.transport.addresses import is_lan_host, join_address, split_address
@@ -18,18 +18,31 @@ from meshnode.wire.preface import PROTOCOL
 
 log = logging.getLogger("meshnode.lan")
 
-LOOK_S = 5.0
-"""Between looks at this machine's own addresses: after a change of network the others learn the new ones."""
+LOOK_S = 2.0
+"""Between looks at this machine's own addresses (they take 0.3 ms): after a change of network others learn the new."""
 AGAIN_S = 60.0
 """After multicast failed: an interface may come up."""
 SEEN = 256
 """Hints remembered, so that repeated ones cost nothing; a flood of false ones only forgets sooner."""
 BROWSE_S = 3.0
-"""For answers: RFC 6762 lets a responder wait 0.5 s, Wi-Fi multicast is often sent once in 0.3 s and lost."""
+"""For the first answer: RFC 6762 lets a responder wait 0.5 s, Wi-Fi multicast is often sent once in 0.3 s and lost."""
+QUIET_S = 1.0
+"""For one more answer: whoever hears the question answers within 0.5 s, and who did not is asked again after 1 s."""
+
+
+async def follow(addresses: Callable[[], tuple[str, ...]], post: Callable[[AddressesChanged], Awaitable[None]]) -> None:
+    """Tell whenever this machine's addresses are others than before, until cancelled. Portably they are only polled."""
+    known = addresses()
+    while True:
+        await trio.sleep(LOOK_S)
+        if (found := addresses()) != known:
+            known = found
+            log.info("this machine is at %s now", ", ".join(found))
+            await post(AddressesChanged(found))
 
 
 class Lan:
-    """mDNS of one running node. `addresses()` are this node's own now, `members()` whom it knows."""
+    """mDNS of one running node. `addresses()` are those that it announces now, `members()` whom it knows."""
 
     def __init__(
         self,
@@ -38,12 +51,15 @@ class Lan:
         addresses: Callable[[], tuple[str, ...]],
         members: Callable[[], Collection[NodeId]],
         post: Callable[[PeerFound], Awaitable[None]],
+        changed: Callable[[], Awaitable[None]] = trio.sleep_forever,
     ) -> None:
+        """`changed` returns when the addresses may have changed."""
         self._mesh, self._node = identity
         self._admits = admits
         self._addresses = addresses
         self._members = members
         self._post = post
+        self._changed = changed
 
     async def run(self, interfaces: tuple[str, ...]) -> None:
         """Until cancelled; a machine without multicast is told so once and goes on without."""
@@ -57,12 +73,12 @@ class Lan:
                 await trio.sleep(AGAIN_S)
 
     async def _once(self, interfaces: tuple[str, ...]) -> None:
-        """Until this machine's addresses change."""
+        """Until this machine's addresses change: zeroconf stays on the interfaces that it began with."""
         addresses = self._addresses()
         async with open_mdns(self._hint(addresses), interfaces) as hints, trio.open_nursery() as nursery:
             nursery.start_soon(self._hear, hints)
-            while self._addresses() == addresses:  # noqa: ASYNC110 - portably, a machine's addresses are only polled
-                await trio.sleep(LOOK_S)
+            while self._addresses() == addresses:
+                await self._changed()
             nursery.cancel_scope.cancel()
 
     def _hint(self, addresses: tuple[str, ...]) -> Hint | None:
@@ -99,11 +115,16 @@ def addresses_of(hint: Hint) -> tuple[str, ...]:
 
 
 async def browse(interfaces: tuple[str, ...], seconds: float = BROWSE_S) -> list[Hint]:
-    """Nodes that admit without an invite, each once, that were heard of within `seconds`."""
+    """Nodes that admit without an invite, each once: all that are heard of until nobody more is for `QUIET_S`.
+
+    After `seconds` the list is complete even when it is empty.
+    """
     found: dict[str, Hint] = {}
     async with open_mdns(None, interfaces) as hints:
-        with trio.move_on_after(seconds):
+        end = trio.current_time() + seconds
+        with trio.CancelScope(deadline=end) as patience:
             async for hint in hints:
                 if hint.admits and hint.protocol == PROTOCOL and addresses_of(hint) and len(found) < SEEN:
+                    patience.deadline = min(end, trio.current_time() + QUIET_S)
                     found[hint.node] = hint
     return sorted(found.values(), key=lambda hint: (hint.mesh, hint.node))

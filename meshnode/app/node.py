@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,30 +30,31 @@ from meshnode.app.control import ControlLinks
 from meshnode.app.directory import MeshDirectory
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
-from meshnode.app.intent import Intent, Join, Resume, Serve
-from meshnode.app.lan import Lan
+from meshnode.app.intent import Intent, Serve
+from meshnode.app.issuing import Issuing
+from meshnode.app.joining import become_member, dialable
+from meshnode.app.lan import Lan, follow
 from meshnode.app.measuring import Machine, Measuring
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.model_routes import ModelRoutes
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
-from meshnode.app.renewal import keep_renewed, require_valid
+from meshnode.app.renewal import keep_renewed
 from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import Shelf
 from meshnode.app.stages import Post, Stages
-from meshnode.core.node.events import CacheChanged, PeerFound, Stopping
+from meshnode.core.node.events import CacheChanged, CertificateRenewed, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.inventory import offered_bytes
-from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
+from meshnode.errors import LinkLost, MeshError, PeerError
 from meshnode.identity.certificates import Role
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.ids import NodeId, short
+from meshnode.identity.ids import NodeId
 from meshnode.identity.invite_book import InviteBook
-from meshnode.identity.invites import check_not_expired, mesh_pin, parse_invite
 from meshnode.io.artifacts import BulkClient, serve_bulk
 from meshnode.io.disk.atomic import write_atomic
 from meshnode.io.disk.directory import DataDirectory, Membership
@@ -62,8 +64,7 @@ from meshnode.io.http.server import listen, serve_http
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
 from meshnode.io.transport.addresses import join_address, local_addresses
 from meshnode.io.transport.comparison_desk import ComparisonDesk
-from meshnode.io.transport.join import redeem
-from meshnode.io.transport.join_desk import JoinDesk
+from meshnode.io.transport.join_desk import JoinDesk, refuse
 from meshnode.io.transport.stream import JoinStream, Stream
 from meshnode.io.transport.transport import Handlers, Transport
 from meshnode.wire.preface import StreamClass
@@ -95,8 +96,9 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
 async def _run_member(settings: Settings, intent: Intent, tokenizer: Tokenizer | None, stop: trio.Event) -> None:
     data = DataDirectory.open(settings.data)
     try:
-        membership, found = await _become_member(data, intent)
-        await Node(settings, data, membership, tokenizer).run(intent, found, stop)
+        became = await become_member(settings, data, intent, stop)
+        if became is not None:
+            await Node(settings, data, became[0], tokenizer).run(intent, became[1], stop)
     finally:
         data.close()
 
@@ -114,38 +116,6 @@ def _wanted(settings: Settings, path: Path) -> Wanted:
     )
 
 
-async def _become_member(data: DataDirectory, intent: Intent) -> tuple[Membership, list[PeerFound]]:
-    """The membership to run with, and whom to dial first."""
-    now = datetime.now(UTC)
-    present = data.membership(now)
-    known = [PeerFound(node, addresses) for node, addresses in data.peers().items()]
-    if present is not None:
-        present = await require_valid(data, present, [address for peer in known for address in peer.addresses])
-    match intent:
-        case Join(invite=text):
-            invite = parse_invite(text)
-            if present is not None:
-                if mesh_pin(present.credentials.mesh_id) != invite.mesh_pin:
-                    raise ConfigError(
-                        f"{data.path} belongs to mesh {short(present.credentials.mesh_id)}, the invite is for another",
-                        "Join the other mesh with a data directory of its own: --data PATH.",
-                    )
-                return present, known
-            check_not_expired(invite, now)
-            joined = await redeem(invite, data.node_key(), now)
-            membership = data.join_mesh(joined.credentials)
-            return membership, [PeerFound(joined.issuer_node, (joined.address,))]
-        case Serve():
-            return present or data.make_mesh(now), known
-        case Resume():
-            if present is None:
-                raise InviteError(
-                    "this machine is not a member of a mesh yet",
-                    "Run `meshnode invite` on a machine of the mesh, then `meshnode join <invite>` here.",
-                )
-            return present, known
-
-
 class Node:
     """The parts of one running node. Made with what is on disk; `run` does everything else."""
 
@@ -157,12 +127,12 @@ class Node:
         self.tokenizer = tokenizer
         self.data = data
         self.membership = membership
-        self.issuer = membership.issuer
-        self.transport = Transport(membership.credentials)
+        self.transport = Transport(membership.credentials, lan_only=not settings.wan)
         self.seats = HopSeats()
         self.mesh_port = 0
         self.api_url = ""
         self.desk: JoinDesk | None = None
+        self._lan_again = trio.CancelScope()
         self._ready = trio.Event()
         self._drained = trio.Event()
 
@@ -170,11 +140,11 @@ class Node:
         """Serve until `stop`, then leave."""
         settings = self.settings
         listener = listen(settings.api_host, settings.api_port)
-        desk = self.desk = self._desk()
+        self.desk = self._desk()
         http_stop = trio.Event()
         async with trio.open_nursery() as nursery:
             try:
-                handlers = self._handlers(desk)
+                handlers = self._handlers()
                 host = None if settings.listen in ANY_ADDRESS else settings.listen
                 self.mesh_port = await nursery.start(self.transport.serve, host, settings.port, handlers)
                 self._assemble()
@@ -183,19 +153,21 @@ class Node:
                 raise
             nursery.start_soon(self.runtime.run)
             await nursery.start(self.models.run)
-            endpoint = self._endpoint(desk, stop)
+            endpoint = self._endpoint(stop)
             self._endpoint_for_peers = endpoint
             port = await nursery.start(self._serve_http, endpoint, listener, http_stop)
             self.api_url = f"http://{join_address(settings.api_host, port)}"
             self._ready.set()
             nursery.start_soon(self._remember_peers)
             nursery.start_soon(self._tell_cache)
+            nursery.start_soon(follow, self._addresses, self.runtime.post)
             if settings.mdns:
-                nursery.start_soon(self._lan().run, settings.mdns_interfaces)
-            nursery.start_soon(self.revoking.watch)
+                nursery.start_soon(self._tell_lan)
+            nursery.start_soon(self.revoking.watch, self.stages.bar)
             if settings.measure and self.mediator.me.role == Role.MEMBER:
                 nursery.start_soon(self.measuring.run, self.runtime.post)
-            nursery.start_soon(keep_renewed, self.data, self.membership, self._peer_addresses, self._renewed)
+            renewal = partial(keep_renewed, revoked=self.revoking.revoked)
+            nursery.start_soon(renewal, self.data, self._held, self._peer_addresses, self._use)
             running = RunningNode(os.getpid(), self.mesh_port, port, self.api_url)
             node_file = self.data.path / NODE_FILE
             write_atomic(node_file, msgspec.json.encode(running))
@@ -213,7 +185,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """The frozen snapshot."""
-        issuer = self.issuer is not None
+        issuer = self.membership.issuer is not None
         frozen = status(self.mediator, trio.current_time(), api_url=self.api_url, issuer=issuer)
         counters = {
             **frozen.counters,
@@ -228,6 +200,7 @@ class Node:
             problems=tuple(self.models.problems),
             stages=stages,
             counters=counters,
+            warnings=(*frozen.warnings, *self.issuing.warnings()),
         )
 
     # --- wiring -----------------------------------------------------------------------------------------------
@@ -268,8 +241,13 @@ class Node:
         machine = Machine(threads, me.memory_usable, self.data.path)
         self.measuring = Measuring(self.mediator, machine, self.probing, self.stages)
         self.revoking = Revoking(self.mediator, self.runtime.post, self.runtime.changed, lambda: self.membership.issuer)
+        self.transport.admit = self.revoking.admit
         if self.desk is not None:
-            self.desk.barred = self.revoking.barred
+            self._guard(self.desk)
+        self.issuing = Issuing(self.data, self.mediator, self.transport, self.revoking, self._held, self._use)
+
+    def _held(self) -> Membership:
+        return self.membership
 
     def _speaking(self) -> set[str]:
         """Deployments whose heads are here."""
@@ -279,19 +257,32 @@ class Node:
         """As they are now: certificates are renewed daily."""
         return self.membership.credentials
 
-    def _renewed(self, membership: Membership) -> None:
+    def _use(self, membership: Membership) -> None:
+        """Certificates that were renewed, or this node's appointment as an issuer."""
         self.membership = membership
         self.transport.renew(membership.credentials)
+        self.runtime.hint(CertificateRenewed())
         if self.desk is not None and membership.issuer is not None:
             self.desk.renew(membership.credentials, membership.issuer)
+        elif self.desk is None:
+            self.desk = self._desk()
+            if self.desk is not None:
+                self._guard(self.desk)
+                self._lan_again.cancel()
 
     def _addresses(self) -> tuple[str, ...]:
         settings = self.settings
         if settings.advertise:
             return settings.advertise
         if settings.listen in ANY_ADDRESS:
-            return local_addresses(self.mesh_port)
+            return local_addresses(self.mesh_port, wan=settings.wan)
         return (join_address(settings.listen, self.mesh_port),)
+
+    async def _tell_lan(self) -> None:
+        """mDNS, begun anew when this node becomes an issuer: its hint says whether it admits."""
+        while True:
+            with trio.CancelScope() as self._lan_again:
+                await self._lan().run(self.settings.mdns_interfaces)
 
     def _lan(self) -> Lan:
         identity = self._own().mesh_id, self.mediator.node
@@ -300,22 +291,31 @@ class Node:
         def members() -> frozenset[NodeId]:
             return remembered | self.mediator.roster.entries.keys()
 
-        return Lan(identity, self.desk is not None, self._addresses, members, self.runtime.post)
+        def addresses() -> tuple[str, ...]:
+            return self.mediator.me.addresses
+
+        post, changed = self.runtime.post, self.runtime.changed
+        return Lan(identity, self.desk is not None, addresses, members, post, changed)
 
     def _desk(self) -> JoinDesk | None:
-        if self.issuer is None:
+        issuer = self.membership.issuer
+        if issuer is None:
             return None
 
         async def persist(book: InviteBook) -> None:
             await trio.to_thread.run_sync(self.data.store_invites, book)
 
-        desk = JoinDesk(self._own(), self.issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
+        desk = JoinDesk(self._own(), issuer, self.data.invites(), persist, lambda: datetime.now(UTC))
         desk.comparisons = ComparisonDesk() if self.settings.mdns else None
         return desk
 
-    def _endpoint(self, desk: JoinDesk | None, stop: trio.Event) -> HttpEndpoint:
-        routes = AdminRoutes(self.mediator, desk, self.status, stop.set)
-        members = MemberRoutes(self.revoking, self.probing)
+    def _guard(self, desk: JoinDesk) -> None:
+        desk.barred = self.revoking.barred
+        desk.revoked = self.revoking.revoked
+
+    def _endpoint(self, stop: trio.Event) -> HttpEndpoint:
+        routes = AdminRoutes(self.mediator, lambda: self.desk, self.status, stop.set)
+        members = MemberRoutes(self.revoking, self.issuing, self.probing)
         hosts = LOOPBACK_HOSTS | {self.settings.api_host}
         access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
         token = self.data.api_token()
@@ -325,25 +325,23 @@ class Node:
 
     # --- connections ------------------------------------------------------------------------------------------
 
-    def _handlers(self, desk: JoinDesk | None) -> Handlers:
+    def _handlers(self) -> Handlers:
         """A bug that a stranger or a member finds ends their connection, not the node."""
 
         async def member(stream: Stream) -> None:
             await ends_by_bug(self._member, stream)
 
         async def join(stream: JoinStream) -> None:
-            assert desk is not None
-            await ends_by_bug(desk.handle, stream)
+            if self.desk is None:  # it may become an issuer while it runs
+                await refuse(stream)
+            else:
+                await ends_by_bug(self.desk.handle, stream)
 
         async def stage(token: bytes, connection: socket.socket) -> None:
             if await ends_by_bug(self.seats.arrived, token, connection):
                 connection.close()
 
-        def admit(node: NodeId) -> None:
-            if self._ready.is_set():  # before, `_member` lets nobody on
-                self.revoking.admit(node)
-
-        return Handlers(member, None if desk is None else join, stage, admit)
+        return Handlers(member, join, stage)
 
     async def _member(self, stream: Stream) -> None:
         """An authenticated stream that a peer opened."""
@@ -360,6 +358,8 @@ class Node:
                 await serve_bulk(stream, self.shelf.library)
             case StreamClass.REQUEST:
                 await answer(stream, self._endpoint_for_peers.passed)
+            case StreamClass.ISSUER:
+                await self.issuing.serve(stream)
             case _:
                 raise PeerError("a member stream of a class that carries nothing")
 
@@ -388,7 +388,8 @@ class Node:
 
     def _peer_addresses(self) -> list[str]:
         entries = self.mediator.roster.entries.values()
-        return [address for entry in entries if not entry.left for address in entry.body.addresses]
+        told = [address for entry in entries if not entry.left for address in entry.body.addresses]
+        return dialable(self.settings, told)
 
     async def _tell_cache(self) -> None:
         """Tell which slices need not be fetched: at the start, and when stages came or went."""

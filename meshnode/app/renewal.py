@@ -14,6 +14,7 @@ import trio
 from meshnode.errors import ConfigError, MeshError
 from meshnode.identity.certificates import NODE_VALID
 from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import NodeId
 from meshnode.io.disk.directory import DataDirectory, Membership
 from meshnode.io.transport.join import renew
 
@@ -24,14 +25,20 @@ LOOK_S = 3600.0
 RENEW_AFTER = timedelta(days=1)
 
 
-async def renewed(data: DataDirectory, held: Membership, addresses: list[str]) -> Membership:
+def _trusted(issuer: NodeId) -> bool:
+    return False
+
+
+async def renewed(
+    data: DataDirectory, held: Membership, addresses: list[str], revoked: Callable[[NodeId], bool] = _trusted
+) -> Membership:
     """`held` with fresh certificates, on disk. `addresses`: of other members, any of which may be an issuer.
 
-    Raises MeshError when no issuer can be reached or it refuses.
+    An issuer that is `revoked` is not asked. Raises MeshError when no issuer can be reached or it refuses.
     """
     now = datetime.now(UTC)
-    if held.issuer is None:
-        data.renew(await renew(held.credentials, addresses, now))
+    if held.issuer is None or held.issuer.certificate.not_valid_after_utc <= now:
+        data.renew(await renew(held.credentials, addresses, now, revoked))
     fresh = data.membership(now)
     assert fresh is not None, "a member stays one"
     return fresh
@@ -57,16 +64,21 @@ async def require_valid(data: DataDirectory, held: Membership, addresses: list[s
 
 
 async def keep_renewed(
-    data: DataDirectory, held: Membership, addresses: Callable[[], list[str]], use: Callable[[Membership], None]
+    data: DataDirectory,
+    present: Callable[[], Membership],
+    addresses: Callable[[], list[str]],
+    use: Callable[[Membership], None],
+    revoked: Callable[[NodeId], bool] = _trusted,
 ) -> None:
-    """Renew for as long as the node runs; `use` takes what is fresh."""
+    """Renew for as long as the node runs: `present` is what it has, `use` takes what is fresh."""
     while True:
         await trio.sleep(LOOK_S)
+        held = present()
         if not is_due(held.credentials):
             continue
         try:
-            held = await renewed(data, held, addresses())
+            fresh = await renewed(data, held, addresses(), revoked)
         except (MeshError, OSError) as error:  # an issuer that is away, a disk that is full: try again in an hour
             log.warning("the certificate (until %s) could not be renewed: %s", held.credentials.expires, error)
         else:
-            use(held)
+            use(fresh)

@@ -20,7 +20,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.core.coordination.ledger import LEASE_S
 from meshnode.core.node.effects import Kept
 from meshnode.core.node.events import Event, StageReported
-from meshnode.errors import MeshError, StageError
+from meshnode.errors import MeshError, StageError, StageLost
 from meshnode.identity.certificates import make_stage, stage_name
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
@@ -109,6 +109,7 @@ class Stages:
         self._kept: dict[tuple[Fence, int], _Running] = {}
         """Loaded stages that wait for the order of the run that adopts them."""
         self._ending: set[trio.Event] = set()
+        self._barred: Callable[[NodeId], bool] = lambda node: False
 
     def expect(self, order: Prepare) -> bool:
         """Count a stage as under way, so that a `stop` before `prepare` begins ends it too; False when it is."""
@@ -221,6 +222,23 @@ class Stages:
             for key in [key for key, each in places.items() if each is running]:
                 del places[key]
 
+    async def bar(self, barred: Callable[[NodeId], bool]) -> None:
+        """Have every stage end its streams with nodes that are barred now. They know no other nodes."""
+        self._barred = barred
+        for running in list(self._running.values()):
+            if running.process is not None:
+                await self._bar(running, running.process)
+
+    async def _bar(self, running: _Running, stage: StageProcess) -> None:
+        hops = running.order.upstream, running.order.downstream
+        out = tuple(sorted({hop.node for hop in hops if self._barred(hop.node)}))
+        if not out:
+            return
+        try:
+            await stage.bar(out)
+        except (StageError, StageLost) as error:
+            log.warning("%s: stage %d could not be told of a revoked neighbour: %s", *_place(running), error)
+
     def pids(self) -> dict[str, int]:
         """Process ids by `<run>/<stage>`, for figures and tests."""
         return {
@@ -265,6 +283,7 @@ class Stages:
                 await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
                 running.process, running.nursery = stage, nursery
                 await self._lease(running)
+                await self._bar(running, stage)
                 self._seats.open(order.upstream.token, self._taker(running, stage, nursery))
                 await self._post(StageReported(Ready(order.fence, order.stage)))
                 raise await stage.wait_lost()

@@ -88,9 +88,13 @@ def make_root(key: Ed25519PrivateKey, now: datetime) -> x509.Certificate:
     return _sign_authority(builder, key, key.public_key(), path_length=2)
 
 
-def make_issuer(root: Authority, key: Ed25519PublicKey, now: datetime) -> x509.Certificate:
-    """A certificate that signs node certificates, and no further issuer (path length 1)."""
-    name = _name(f"meshnode issuer {short(node_id_of(spki_of(key)))}")
+def make_issuer(root: Authority, key: Ed25519PublicKey, now: datetime, node: NodeId | None = None) -> x509.Certificate:
+    """A certificate that signs node certificates, and no further issuer (path length 1).
+
+    `node` holds the key and is named, so that everybody can tell whose issuer it is: revoking a node alone would
+    leave that key.
+    """
+    name = _name(f"meshnode issuer {short(node_id_of(spki_of(key)))}", node)
     builder = _builder(name, key, now, ISSUER_VALID).issuer_name(root.certificate.subject)
     return _sign_authority(builder, root.key, root.key.public_key(), path_length=1)
 
@@ -98,7 +102,7 @@ def make_issuer(root: Authority, key: Ed25519PublicKey, now: datetime) -> x509.C
 def make_node(issuer: Authority, key: Ed25519PublicKey, role: Role, now: datetime) -> x509.Certificate:
     """The certificate of the node with `key`: a member's signs its stages, a client's signs nothing."""
     name = node_name(node_id_of(spki_of(key)))
-    builder = _leaf_builder(_name(name, role), key, now, NODE_VALID, name)
+    builder = _leaf_builder(_name(name, role.value), key, now, NODE_VALID, name)
     builder = builder.issuer_name(issuer.certificate.subject)
     if role is Role.CLIENT:
         return _sign_leaf(builder, issuer.key)
@@ -114,10 +118,10 @@ def make_stage(node: Authority, key: Ed25519PublicKey, name: str, now: datetime)
     return _sign_leaf(builder.issuer_name(node.certificate.subject), node.key)
 
 
-def _name(title: str, unit: Role | None = None) -> x509.Name:
+def _name(title: str, unit: str | None = None) -> x509.Name:
     parts = [x509.NameAttribute(NameOID.COMMON_NAME, title)]
     if unit is not None:
-        parts.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit.value))
+        parts.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
     return x509.Name(parts)
 
 

@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from meshnode.errors import PeerError
 from meshnode.identity.certificates import RENEWABLE, Role, node_name
-from meshnode.identity.ids import MeshId, NodeId, mesh_id_of, node_id_of
+from meshnode.identity.ids import MeshId, NodeId, is_id, mesh_id_of, node_id_of
 from meshnode.identity.keys import spki_of
 
 CHAIN_LENGTH = 3
@@ -67,6 +67,8 @@ class PeerIdentity:
     fingerprint: bytes
     """SHA-256 of the certificate's DER."""
     expires: datetime
+    issuer: NodeId | None = None
+    """The key that signed the certificate, where the whole chain was seen."""
 
 
 def parse_certificate(der: bytes) -> x509.Certificate:
@@ -148,8 +150,19 @@ def check_issuer(issuer: x509.Certificate, root: x509.Certificate) -> None:
     _check_authority(issuer, below=1)
 
 
-def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Role:
-    """The role of a node certificate that `issuer`'s key once signed; `PeerError` when it ended too long ago."""
+def holder_of(issuer: x509.Certificate) -> NodeId | None:
+    """The node that the root named as holding this issuer's key; None in certificates made before that was said."""
+    units = issuer.subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    value = units[0].value if len(units) == 1 else ""
+    return NodeId(value) if isinstance(value, str) and is_id(value) else None
+
+
+def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, root: x509.Certificate, now: datetime) -> Role:
+    """The role of a node certificate that `issuer`, made one by `root`, once signed.
+
+    `PeerError` when it ended too long ago. Whether the issuer was revoked is for the caller to know.
+    """
+    check_issuer(issuer, root)
     _check_signed(leaf, issuer)
     if now > leaf.not_valid_after_utc + RENEWABLE:
         raise PeerError("a certificate ended too long ago to be renewed")
@@ -157,8 +170,10 @@ def check_renewable(leaf: x509.Certificate, issuer: x509.Certificate, now: datet
 
 
 def _check_valid(certificate: x509.Certificate, now: datetime) -> None:
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise PeerError("a certificate is expired or not yet valid")
+    if now < certificate.not_valid_before_utc:
+        raise PeerError("a certificate is not valid yet: compare the clocks of both machines")
+    if now > certificate.not_valid_after_utc:
+        raise PeerError("a certificate has expired")
 
 
 def _check_signed(certificate: x509.Certificate, signer: x509.Certificate) -> None:

@@ -28,6 +28,7 @@ class Domain(StrEnum):
     RENEWAL = "meshnode/v1/renewal"
     COMMITMENT = "meshnode/v1/commitment"
     COMPARISON = "meshnode/v1/comparison"
+    ISSUER = "meshnode/v1/issuer"
 
 
 def bound(domain: Domain, mesh_id: MeshId, data: bytes) -> bytes:

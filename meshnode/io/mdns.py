@@ -3,6 +3,7 @@
 zeroconf lives in threads of its own and posts into trio. Names, numbers and addresses come from anybody in the network.
 
 Invariant: a `Hint` has a bounded size and well-formed parts, and at most `WAITING` of them wait to be read.
+Invariant: nothing is sent but to the multicast group, which routers do not pass on.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
+from zeroconf import (
+    DNSQuestionType,
+    InterfaceChoice,
+    ServiceBrowser,
+    ServiceInfo,
+    ServiceStateChange,
+    Zeroconf,
+)
 from zeroconf import Error as ZeroconfError
-from zeroconf import InterfaceChoice, ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 SERVICE = "_meshnode._tcp.local."
 PREFIX_CHARACTERS = 16
@@ -29,6 +38,9 @@ _LOOKUP_MS = 1500
 """For the parts of a record that did not come with it."""
 _CLOSE_S = 1.0
 """Saying goodbye takes 3 datagrams in 0.4 s; a node that leaves waits no longer than this."""
+_TO_ALL = DNSQuestionType.QM
+"""Ask for answers by multicast from the first question on. zeroconf's first asks for one to this machine alone, which
+goes to whatever else listens on port 5353 here (avahi, another node), and its next comes a second later."""
 _PREFIX = re.compile(rf"[a-z2-7]{{{PREFIX_CHARACTERS}}}")
 
 
@@ -66,7 +78,7 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
     def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
             return
-        info = zeroconf.get_service_info(service_type, name, _LOOKUP_MS)
+        info = zeroconf.get_service_info(service_type, name, _LOOKUP_MS, _TO_ALL)
         hint = None if info is None else parse_hint(info)
         if hint is not None:
             try:
@@ -76,7 +88,7 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
 
     try:
         zeroconf = await trio.to_thread.run_sync(
-            partial(Zeroconf, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
+            partial(_GroupOnly, interfaces=list(interfaces) or InterfaceChoice.All), abandon_on_cancel=False
         )
     except RuntimeError as problem:  # zeroconf's word for a machine without any interface
         raise OSError("no network interface") from problem
@@ -92,8 +104,21 @@ async def open_mdns(own: Hint | None, interfaces: Sequence[str]) -> AsyncIterato
             await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
 
 
+class _GroupOnly(Zeroconf):
+    """Sends to the multicast group and to nobody else.
+
+    zeroconf answers a question to wherever it says that it came from, also out of this network: who asks forges that.
+    """
+
+    def async_send(self, out: Any, addr: str | None = None, *where: Any, **others: Any) -> None:
+        """Drop what is addressed to one machine; all our own questions ask for answers to the group."""
+        if addr is None:
+            super().async_send(out, None, *where, **others)
+
+
 def _begin(zeroconf: Zeroconf, own: Hint | None, heard: object) -> None:
-    ServiceBrowser(zeroconf, SERVICE, handlers=[heard])  # type: ignore[list-item]  # zeroconf calls it by keywords
+    handlers = [heard]
+    ServiceBrowser(zeroconf, SERVICE, handlers=handlers, question_type=_TO_ALL)  # type: ignore[arg-type]  # by keywords
     if own is not None:
         zeroconf.register_service(service_info(own), cooperating_responders=True)
 

@@ -51,6 +51,8 @@ class Renew(msgspec.Struct, frozen=True, tag="renew", array_like=True):
     certificate: _Certificate
     nonce: _Nonce
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+    issuer: _Certificate = b""
+    """Of who signed `certificate`; empty: the issuer that is asked."""
 
 
 class Approach(msgspec.Struct, frozen=True, tag="approach", array_like=True):
@@ -97,7 +99,43 @@ class NotAdmitted(msgspec.Struct, frozen=True, tag="not_admitted", array_like=Tr
     reason: Annotated[str, msgspec.Meta(max_length=32)]
 
 
-JoinMessage = Welcome | Redeem | Renew | Approach | Commitment | Offer | Reveal | Confirm | Admitted | NotAdmitted
+class Appoint(msgspec.Struct, frozen=True, tag="appoint", array_like=True):
+    """Holder of the root key to a member, on a MEMBER stream of class ISSUER: become an issuer."""
+
+
+class Candidate(msgspec.Struct, frozen=True, tag="candidate", array_like=True):
+    """Its answer: the key it will issue with, and that key's signature over its node id (Domain.ISSUER)."""
+
+    public_key: Annotated[bytes, msgspec.Meta(min_length=SPKI_BYTES, max_length=SPKI_BYTES)]
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Appointed(msgspec.Struct, frozen=True, tag="appointed", array_like=True):
+    """Holder of the root key to the candidate: its certificate as an issuer, DER."""
+
+    certificate: _Certificate
+
+
+class Installed(msgspec.Struct, frozen=True, tag="installed", array_like=True):
+    """The new issuer: it is on disk and in use."""
+
+
+JoinMessage = (
+    Welcome
+    | Redeem
+    | Renew
+    | Approach
+    | Commitment
+    | Offer
+    | Reveal
+    | Confirm
+    | Admitted
+    | NotAdmitted
+    | Appoint
+    | Candidate
+    | Appointed
+    | Installed
+)
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[JoinMessage] = msgspec.msgpack.Decoder(JoinMessage)
@@ -126,7 +164,7 @@ def decode_request(data: bytes) -> Redeem | Renew | Approach:
 
 
 def decode_step(data: bytes, expected: type[_M]) -> _M:
-    """One frame for the issuer in the middle of an exchange; `PeerError` unless it is an `expected`."""
+    """One frame in the middle of an exchange; `PeerError` unless it is an `expected`."""
     message = _decode(data)
     if not isinstance(message, expected):
         raise PeerError("a JOIN message out of order")

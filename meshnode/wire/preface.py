@@ -16,7 +16,7 @@ from typing import Annotated
 
 import msgspec
 
-from meshnode.errors import PeerError
+from meshnode.errors import Barred, PeerError
 from meshnode.identity.ids import MeshId, NodeId, is_id
 
 MAGIC = b"MESH"
@@ -46,6 +46,8 @@ class StreamClass(IntEnum):
     ACTIVATION = 2
     BULK = 3
     REQUEST = 4
+    ISSUER = 5
+    """Who holds the root key makes the other end an issuer."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
     """Sent instead of HELLO: the accepting side's reason, for the log of the other."""
 
     reason: Annotated[str, msgspec.Meta(max_length=200)]
+    barred: bool = False
+    """The dialer, or its issuer, was revoked: it need not try again soon."""
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -119,9 +123,14 @@ def decode_hello(data: bytes) -> Hello | Refused:
 
 
 def check_hello(message: Hello | Refused, ours: Hello, peer: NodeId) -> None:
-    """`PeerError` unless HELLO repeats our preface and mesh, names the certificate's node and shares a version."""
+    """`PeerError` unless HELLO repeats our preface and mesh, names the certificate's node and shares a version.
+
+    `Barred` when the peer says so.
+    """
     if isinstance(message, Refused):
         printable = "".join(c if c.isprintable() else "?" for c in message.reason)
+        if message.barred:
+            raise Barred(f"the peer refused: {printable}", printable)
         raise PeerError(f"the peer refused: {printable}")
     if message.preface != ours.preface:
         raise PeerError("HELLO does not repeat the preface")

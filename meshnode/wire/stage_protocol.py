@@ -12,6 +12,7 @@ order they are done, and may send `Accepted` and `Progress` before it. `Event` h
     Connect (+ descriptor) -> Connected      when the other end has proved its name and the fence
     Adopt -> Done              new fence, certificate and neighbours; the model and its KV cache stay
     Lease -> Done              frames are answered until then; without one, for ever (bench, verify)
+    Bar -> Done                streams with stages of these nodes end, and none is let in again
     Stats -> Statistics
     Unload -> Done             Connect and frames are refused until the next Load
     Shutdown -> Bye            then exit code 0
@@ -27,6 +28,7 @@ from typing import Final, TypeVar, get_args
 import msgspec
 
 from meshnode.errors import PeerError
+from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import RunOptions
 
@@ -173,6 +175,12 @@ class Lease(StageMessage, frozen=True):
     remaining_ms: int
 
 
+class Bar(StageMessage, frozen=True):
+    """Nodes that were revoked, of the two neighbours': a stage has no other. Never taken back."""
+
+    nodes: tuple[NodeId, ...]
+
+
 class Stats(StageMessage, frozen=True):
     """How much was done?"""
 
@@ -227,7 +235,7 @@ class Event(StageMessage, frozen=True):
     side: str = ""
 
 
-Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Lease | Stats | Unload | Shutdown
+Request = Ping | Prepare | Credentials | Adopt | Load | Cancel | Connect | Lease | Bar | Stats | Unload | Shutdown
 Reply = Pong | Prepared | Accepted | Progress | Loaded | Connected | Statistics | Done | Bye | Error | Event
 
 

@@ -9,7 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from meshnode.app.control import CROSSWISE_S, OUTGOING, SEND_S, ControlLinks
 from meshnode.core.node.events import Event, LinkClosed, LinkOpened, Received
-from meshnode.errors import LinkLost
+from meshnode.errors import Barred, LinkLost
+from meshnode.identity.chains import PeerIdentity
 from meshnode.identity.ids import NodeId
 from meshnode.io.transport.stream import Stream
 from meshnode.wire.messages import Leave, Ping, Pong, Unknown, decode, encode
@@ -134,6 +135,21 @@ async def test_a_dial_that_fails_is_told(two: Two) -> None:
     assert isinstance(event, LinkClosed)
     assert event.peer == stranger
     assert "answers there" in event.reason
+
+
+async def test_a_peer_that_bars_this_node_is_told_apart_from_one_that_is_away(
+    two: Two, caplog: pytest.LogCaptureFixture
+) -> None:
+    def admit(peer: PeerIdentity) -> None:
+        raise Barred("revoked from the mesh")
+
+    two.high.member.transport.admit = admit
+    await two.low.links.dial(two.high.member.node, two.high.member.addresses)
+    (event,) = two.low.events
+    assert isinstance(event, LinkClosed)
+    assert event.barred
+    assert event.reason == "revoked from the mesh", "as a person reads it in status"
+    assert "lets this node in no more: revoked from the mesh" in caplog.text
 
 
 async def test_a_dial_that_fails_beside_a_link_is_not_told(two: Two) -> None:

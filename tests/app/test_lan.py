@@ -8,8 +8,8 @@ import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshnode.app.lan import Lan, addresses_of, browse
-from meshnode.core.node.events import PeerFound
+from meshnode.app.lan import LOOK_S, Lan, addresses_of, browse, follow
+from meshnode.core.node.events import AddressesChanged, PeerFound
 from meshnode.identity.certificates import Role
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.io.mdns import PREFIX_CHARACTERS, Hint, open_mdns
@@ -75,4 +75,36 @@ async def test_a_machine_joins_the_mesh_that_it_hears_of(nursery: trio.Nursery) 
         joined = await join_by_number(addresses_of(found[0]), mesh, "kitchen", key, issuer.now, same)
     assert joined.credentials.role is Role.MEMBER
     assert joined.credentials.mesh_id == identity[0]
+    nursery.cancel_scope.cancel()
+
+
+async def test_other_addresses_than_before_are_told_once(autojump_clock: trio.testing.MockClock) -> None:
+    found = iter([("10.0.0.1:1",), ("10.0.0.1:1",), ("10.0.0.2:1",), ("10.0.0.2:1",), ("10.0.0.3:1",)])
+    told: list[AddressesChanged] = []
+
+    async def post(event: AddressesChanged) -> None:
+        told.append(event)
+
+    with trio.move_on_after(4.5 * LOOK_S):
+        await follow(lambda: next(found), post)
+    assert told == [AddressesChanged(("10.0.0.2:1",)), AddressesChanged(("10.0.0.3:1",))]
+
+
+async def test_at_new_addresses_a_node_is_heard_of_anew(nursery: trio.Nursery) -> None:
+    own = ("127.0.0.1:8420",)
+    moved = trio.Event()
+
+    async def changed() -> None:
+        await moved.wait()
+
+    lan = Lan((MESH, SELF), False, lambda: own, set, ignore, changed)
+    nursery.start_soon(lan.run, ("127.0.0.1",))
+    with trio.fail_after(30):
+        async with open_mdns(None, ("127.0.0.1",)) as hints:
+            async for hint in hints:
+                if hint.node == SELF[:PREFIX_CHARACTERS] and hint.port == 8420:
+                    own = ("127.0.0.1:9999",)
+                    moved.set()
+                if hint.node == SELF[:PREFIX_CHARACTERS] and hint.port == 9999:
+                    break
     nursery.cancel_scope.cancel()

@@ -100,7 +100,7 @@ class Look:
             self.asked.set()
             return addresses()
 
-        self.nursery.start_soon(keep_renewed, data, held, asking, self._use)
+        self.nursery.start_soon(keep_renewed, data, lambda: self.used[-1] if self.used else held, asking, self._use)
 
     async def hour(self) -> None:
         await trio.testing.wait_all_tasks_blocked()

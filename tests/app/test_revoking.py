@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
 
@@ -11,12 +12,13 @@ import trio
 import trio.testing
 
 from meshnode.app.authority import NodeAuthority
-from meshnode.app.revoking import REASON, Revoking
+from meshnode.app.revoking import Revoking
 from meshnode.core.node.events import Event, Revoked
 from meshnode.core.node.mediator import Mediator, Self
-from meshnode.errors import ConfigError, PeerError
+from meshnode.errors import Barred, ConfigError
 from meshnode.identity.certificates import Authority
-from meshnode.identity.chains import PeerIdentity
+from meshnode.identity.chains import PeerIdentity, key_bytes
+from meshnode.identity.ids import NodeId, node_id_of, short
 from meshnode.identity.revocation import read_list
 from meshnode.io.transport.stream import Stream
 from tests.identity.mesh import TestMesh
@@ -32,6 +34,7 @@ class Handled:
         me = Self("one", "member", (), 10**9, 1)
         self.mediator = Mediator(me, authority, os.urandom, 0.0)
         self.records: list[Revoked] = []
+        self.issuer = node_id_of(key_bytes(self.mesh.issuer.certificate))
         signer: Authority | None = self.mesh.issuer if issuer else None
         self.revoking = Revoking(self.mediator, self._post, self._wait, lambda: signer)
         self._changed = trio.Event()
@@ -106,17 +109,23 @@ async def test_the_streams_of_a_revoked_node_end_and_no_other() -> None:
         finally:
             ended.append(stream.peer.node_id)
 
+    told: list[bool] = []
+
+    async def tell_stages(barred: Callable[[NodeId], bool]) -> None:
+        told.append(barred(victim.node_id))
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(handled.revoking.watch)
+        nursery.start_soon(handled.revoking.watch, tell_stages)
         for peer in (victim, victim, other):
             nursery.start_soon(handled.revoking.guard, cast(Stream, OpenStream(peer)), hold)
         await trio.testing.wait_all_tasks_blocked()
         await handled.revoking.revoke(victim.node_id)
         await trio.testing.wait_all_tasks_blocked()
         assert ended == [victim.node_id, victim.node_id]
-        with pytest.raises(PeerError, match=REASON):
-            handled.revoking.admit(victim.node_id)
-        with pytest.raises(PeerError, match=REASON):
+        assert told == [True], "the stages hear of it too"
+        with pytest.raises(Barred, match=f"revoked from the mesh .issuer {short(handled.issuer)} revoked it"):
+            handled.revoking.admit(victim)
+        with pytest.raises(Barred):
             await handled.revoking.guard(cast(Stream, OpenStream(victim)), hold)
-        handled.revoking.admit(other.node_id)
+        handled.revoking.admit(other)
         nursery.cancel_scope.cancel()

@@ -35,13 +35,11 @@ def issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealNode
 class Terminal:
     """`meshnode join` in a terminal, with somebody before it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, command: list[str], environment: dict[str, str]) -> None:
         self.data = data
         self._end, theirs = pty.openpty()
-        flags = ("--data", str(data), "--name", "kitchen", "--listen", "127.0.0.1", "--port", "0", "--api-port", "0")
-        command = [sys.executable, "-m", "meshnode.app.cli", "join", *flags, *MEMORY]
         self.process = subprocess.Popen(
-            command, env=nodes.environment(), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         )
         os.close(theirs)
         self.shown = ""
@@ -70,7 +68,10 @@ class Terminal:
 
 @pytest.fixture
 def terminal(issuer: RealNode, tmp_path: Path) -> Iterator[Terminal]:
-    made = Terminal(tmp_path / "kitchen")
+    data = tmp_path / "kitchen"
+    flags = ("--data", str(data), "--name", "kitchen", "--listen", "127.0.0.1", "--port", "0", "--api-port", "0")
+    command = [sys.executable, "-m", "meshnode.app.cli", "join", *flags, *MEMORY]
+    made = Terminal(data, command, nodes.environment())
     yield made
     made.close()
 

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshnode.errors import PeerError
-from meshnode.identity.certificates import Role, make_stage, stage_name
+from meshnode.identity.certificates import Role, make_issuer, make_stage, stage_name
 from meshnode.identity.chains import (
     CERTIFICATE_BYTES,
     check_renewable,
@@ -56,8 +56,9 @@ def test_a_chain_is_valid_from_a_day_before_until_its_end() -> None:
     node = mesh.node()
     for moment in (NOW - DAY, NOW, NOW + 7 * DAY):
         verify_chain(node.chain, node.root, moment)
-    for moment in (NOW - DAY - timedelta(seconds=1), NOW + 7 * DAY + timedelta(seconds=1)):
-        with pytest.raises(PeerError, match="expired or not yet"):
+    outside = {"not valid yet": NOW - DAY - timedelta(seconds=1), "expired": NOW + 7 * DAY + timedelta(seconds=1)}
+    for reason, moment in outside.items():
+        with pytest.raises(PeerError, match=reason):
             verify_chain(node.chain, node.root, moment)
 
 
@@ -88,12 +89,15 @@ def test_a_stage_is_taken_for_no_other_stage_run_or_node() -> None:
 
 def test_a_certificate_is_renewable_for_half_a_year_by_its_own_issuer() -> None:
     mesh = TestMesh(NOW)
-    leaf, issuer = mesh.node(Role.CLIENT).chain
-    assert check_renewable(leaf, issuer, NOW + 7 * DAY + 180 * DAY) is Role.CLIENT
+    (leaf, issuer), root = mesh.node(Role.CLIENT).chain, mesh.root.certificate
+    assert check_renewable(leaf, issuer, root, NOW + 7 * DAY + 180 * DAY) is Role.CLIENT
     with pytest.raises(PeerError, match="too long ago"):
-        check_renewable(leaf, issuer, NOW + 188 * DAY)
-    with pytest.raises(PeerError):
-        check_renewable(leaf, TestMesh(NOW).issuer.certificate, NOW)
+        check_renewable(leaf, issuer, root, NOW + 188 * DAY)
+    other = TestMesh(NOW)
+    with pytest.raises(PeerError, match="another signer"):
+        check_renewable(leaf, make_issuer(mesh.root, other.issuer.key.public_key(), NOW), root, NOW)
+    with pytest.raises(PeerError, match="another signer"):
+        check_renewable(other.node().chain[0], other.issuer.certificate, root, NOW)
 
 
 def test_a_certificate_longer_than_any_of_ours_is_not_parsed() -> None:

@@ -38,7 +38,10 @@ def newer(value: Any, info: inspect.Type) -> Any:
     """`value` with unknown fields in every map, in front, and unknown items at the end of every list of fields."""
     match info:
         case inspect.StructType(array_like=True):
-            return [*_listed(value, info, newer, list(info.fields)), *LATER.values()]
+            told = _listed(value, info, newer, list(info.fields))
+            # An older one's list lacks fields that are known by now; a newer one says them, and then its own.
+            since = list(info.fields)[len(told) - (info.tag is not None) :]
+            return [*told, *(each.default for each in since), *LATER.values()]
         case inspect.StructType():
             kinds = {each.encode_name: each.type for each in info.fields}
             known = {key: newer(each, kinds[key]) if key in kinds else each for key, each in value.items()}

@@ -175,7 +175,7 @@ async def test_without_a_common_version_both_ends_are_told(version: str, node: N
     await meet(neighbour)
     reason = f"no common protocol version: the peer speaks {lowest} to {highest}, this node {VERSION}"
     if neighbour.answer[0] == "refused":
-        assert neighbour.answer == ["refused", reason]
+        assert neighbour.answer == ["refused", reason, False]
         assert node.events == []
     else:
         assert neighbour.answer[2:4] == [OLDEST, VERSION], "whoever accepts knows the range, and refuses"
@@ -189,7 +189,9 @@ async def test_a_refusal_of_another_version_is_shown(
 ) -> None:
     class Refusing(Neighbour):
         async def _greet(self, stream: FramedStream, preface: bytes) -> None:
-            await say(stream, ["refused", "no common protocol version: the peer speaks 2 to 3, this node 9", *SURPLUS])
+            await say(
+                stream, ["refused", "no common protocol version: the peer speaks 2 to 3, this node 9", False, *SURPLUS]
+            )
 
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     closing.push_async_callback(listener.aclose)

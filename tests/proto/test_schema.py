@@ -13,7 +13,7 @@ import pytest
 from meshnode import identity, wire
 from meshnode.app import passing
 from meshnode.core import membership
-from meshnode.identity import invite_book
+from meshnode.identity import invite_book, issuers
 from meshnode.wire import activation, messages, stage_protocol
 from tools.contract.protocols import Protocol, protocols
 from tools.contract.schema import schema
@@ -37,6 +37,8 @@ LOCAL = {
     invite_book.InviteBook,
     invite_book.InviteEntry,
     invite_book.Admission,
+    # A file of who holds the root key.
+    issuers.Appointment,
 }
 """Structs beside the messages that never travel as such."""
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from meshnode.core.membership.roster import Roster
+from meshnode.core.membership.voice import Voice
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.planning.inventory import Inventory
@@ -146,3 +147,38 @@ def test_a_link_to_a_revoked_peer_is_found() -> None:
 
     with pytest.raises(Violation, match="revoked: n0 keeps a link"):
         one.hand(on.TimePassed())
+
+
+def test_an_alarm_of_a_copied_key_without_a_copy_is_found() -> None:
+    _world, (one, two, _) = settled()
+    roster(one).conflicts[two.node] = 0.0
+
+    with pytest.raises(Violation, match=r"copied: n0 takes .* for a copied key"):
+        one.hand(on.TimePassed())
+
+    assert two.mediator is not None
+    two.mediator.membership.voice.alarm = "why not"
+    with pytest.raises(Violation, match="copied: n1 raises the alarm"):
+        two.hand(on.TimePassed())
+
+
+def test_a_key_on_two_machines_is_noticed_by_both_and_by_all_others() -> None:
+    world, machines = settled(5)
+    world.copy(machines[1]).start()
+    world.agenda.run(11.0)
+    assert world.checks.unnoticed() != []
+
+    world.agenda.run(30.0)
+
+    assert world.checks.unnoticed() == []
+    assert world.checks.noticed == {machines[1].node}
+
+
+def test_nodes_that_do_not_mind_another_voice_with_their_key_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Voice, "heard_itself", lambda *_, **__: False)
+    world, machines = settled(5)
+    world.copy(machines[1]).start()
+
+    world.agenda.run(40.0)
+
+    assert world.checks.unnoticed() != []

@@ -1,4 +1,8 @@
-from sim import report
+import pytest
+
+from meshnode.core.membership.rules import Rules
+from meshnode.core.node.mediator import NodeRules
+from sim import commands, report
 
 
 def test_an_update_reaches_everybody_soon_and_a_lossy_link_only_delays_it() -> None:
@@ -35,3 +39,18 @@ def test_the_table_is_markdown_and_names_what_was_missed() -> None:
     assert len({len(line) for line in lines}) == 1
     assert "MISSED" not in lines[2]
     assert "MISSED" in lines[3]
+
+
+def test_forgeries_are_counted_and_one_that_is_believed_would_be() -> None:
+    told, believed = report.forgeries(100)
+    assert told >= 100
+    assert believed == 0
+    assert report.forgeries(1, NodeRules(Rules(signatures=False)))[1] == 1
+
+
+def test_groups_are_measured_by_name_one_row_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["report", "--only", "healing"]) == 0
+
+    told = capsys.readouterr()
+    assert [line.split("|")[2].strip() for line in told.out.splitlines()[2:]] == ["10 s", "10 s"]
+    assert "rosters of 32 nodes equal" in told.err

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,22 @@ def test_a_sweep_counts_what_it_ran(capsys: pytest.CaptureFixture[str], monkeypa
     assert commands.main(["sweep", "--seeds", "3", "--until", "5", "--nodes", "2"]) == 0
 
     assert "3 runs, 0 broken, 30 node-seconds" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_stopped_says_where_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(wanted: list[Setting], jobs: int) -> Iterator[Outcome]:
+        yield from map(run, wanted[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "failed_once", lambda: [Setting(9, 2, "lan", 3.0)])
+    monkeypatch.setattr(sweep, "sweep", interrupted)
+    monkeypatch.setattr(commands, "PROGRESS_S", 0.0)
+
+    assert commands.main(["sweep", "--first", "40", "--seeds", "10", "--until", "3", "--nodes", "2"]) == 1
+
+    told = capsys.readouterr()
+    assert "3 runs, 0 broken, 18 node-seconds" in told.out
+    assert "go on with --first 42 --seeds 8" in told.out
+    assert "8 to go" in told.err

@@ -39,6 +39,8 @@ invites_group = typer.Typer(help="List invites, or revoke one.", invoke_without_
 bench_group = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(invites_group, name="invites")
 application.add_typer(bench_group, name="bench")
+issuer_group = typer.Typer(help="Who may let others in.", no_args_is_help=True, rich_markup_mode=None)
+application.add_typer(issuer_group, name="issuer")
 root_group = typer.Typer(help="The key that made the mesh.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(root_group, name="root")
 
@@ -57,6 +59,7 @@ ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Defa
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
 NoMdns = Annotated[bool, typer.Option("--no-mdns", help="Say and hear nothing by mDNS; admit by invite only.")]
 NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Plan with usual speeds instead of measuring them.")]
+Wan = Annotated[bool, typer.Option("--wan", help="Leave the local network: dial public addresses and host names.")]
 Threads = Annotated[int | None, typer.Option(help="Compute threads of a stage. Default: physical cores.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of KV cache in all. Default: as many as fit.")]
 Lanes = Annotated[int | None, typer.Option(help="Requests at the same time. Default: 4.")]
@@ -86,6 +89,7 @@ def serve(
     api_port: ApiPort = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
+    wan: Wan = False,
     threads: Threads = None,
     no_measure: NoMeasure = False,
     data: Data = None,
@@ -112,6 +116,7 @@ def serve(
             "api_port": api_port,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
+            "wan": wan or None,
             "threads": threads,
             "measure": False if no_measure else None,
             "data": data,
@@ -133,6 +138,7 @@ def join(
     api_port: ApiPort = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
+    wan: Wan = False,
     threads: Threads = None,
     no_measure: NoMeasure = False,
     data: Data = None,
@@ -152,6 +158,7 @@ def join(
             "api_port": api_port,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
+            "wan": wan or None,
             "threads": threads,
             "measure": False if no_measure else None,
             "data": data,
@@ -246,6 +253,34 @@ def revoke(
     from meshnode.app.cli.members import revoke as run
 
     return run(peer, yes, data)
+
+
+@command(issuer_group, "add")
+def add_issuer(peer: Peer, data: Data = None, json: Json = False) -> int:
+    """Let PEER invite, approve, renew and revoke too, for a year; only where the root key lies."""
+    from meshnode.app.cli.issuers import add as run
+
+    return run(peer, data, json)
+
+
+@command(issuer_group, "list")
+def list_issuers(data: Data = None, json: Json = False) -> int:
+    """List the issuers that the node running here knows of."""
+    from meshnode.app.cli.issuers import issuers as run
+
+    return run(data, json)
+
+
+@command(issuer_group, "revoke")
+def revoke_issuer(
+    issuer: Annotated[str, typer.Argument(help="Its node's name, or its own id.", metavar="ISSUER")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: Data = None,
+) -> int:
+    """Bar ISSUER and everybody whom it let in; only where the root key lies."""
+    from meshnode.app.cli.issuers import revoke as run
+
+    return run(issuer, yes, data)
 
 
 @command(application)
@@ -391,6 +426,18 @@ def bench_memory(
     from meshnode.app.cli.measuring import bench_memory as run
 
     return run(MemoryOptions(layers=layers, embd=embd, stages=stages), json)
+
+
+@command(bench_group, "join")
+def bench_join(
+    rounds: Annotated[int, typer.Option(help="How often; a round takes 15 s.")] = 5,
+    json: Json = False,
+) -> int:
+    """Seconds to join by invite, to see a mesh on this network, to find it again. Exit code 1 over a bar."""
+    from meshnode.app.bench.joining import JoinOptions
+    from meshnode.app.cli.measuring import bench_join as run
+
+    return run(JoinOptions(rounds=rounds), json)
 
 
 @command(bench_group, "model")

@@ -20,6 +20,9 @@ from meshnode.app.admin import (
     InviteIssued,
     InviteListings,
     InviteRequest,
+    IssuerListing,
+    IssuerListings,
+    IssuerRequest,
     LoadAnswer,
     LoadRequest,
     PendingListing,
@@ -38,6 +41,8 @@ from meshnode.errors import ConfigError, MeshError, Unavailable
 
 # A loopback answer that takes longer than this comes from a node that hangs.
 ANSWER_S = 10.0
+# It dials another node and waits for its disk: 5 s each.
+APPOINT_S = 20.0
 
 # A vocabulary of 150k tokens opens in 0.5 s; from a cold disk on a busy machine it takes up to the node's own limit.
 LOAD_S = 75.0
@@ -126,6 +131,18 @@ class Control:
         """Bar the node with this whole id from the mesh."""
         self._send("POST", "/api/revocations", RevokeRequest(node))
 
+    def issuers(self) -> IssuerListings:
+        """Who may let others in."""
+        return self._call("GET", "/api/issuers", IssuerListings)
+
+    def add_issuer(self, node: str) -> IssuerListing:
+        """Make the member with this whole id one."""
+        return self._call("POST", "/api/issuers", IssuerListing, IssuerRequest(node), patience_s=APPOINT_S)
+
+    def revoke_issuer(self, issuer: str) -> None:
+        """Bar the issuer with this whole id, and whom it let in."""
+        self._send("POST", "/api/issuers/revoke", IssuerRequest(issuer))
+
     def ping(self, node: str) -> PingAnswer:
         """Measure the way to the member with this whole id."""
         return self._call("POST", "/api/ping", PingAnswer, PingRequest(node))
@@ -144,7 +161,7 @@ class Control:
 
     def load(self, request: LoadRequest) -> LoadAnswer:
         """Serve one more model. Reading its vocabulary may take a while."""
-        return self._call("POST", "/api/models", LoadAnswer, request, within_s=LOAD_S)
+        return self._call("POST", "/api/models", LoadAnswer, request, patience_s=LOAD_S)
 
     def unload(self, model: str) -> UnloadAnswer:
         """Serve it no more."""
@@ -168,18 +185,19 @@ class Control:
         path: str,
         kind: type[Answer],
         body: msgspec.Struct | None = None,
-        within_s: float = ANSWER_S,
+        *,
+        patience_s: float = ANSWER_S,
     ) -> Answer:
         try:
-            return msgspec.json.decode(self._send(method, path, body, within_s), type=kind)
+            return msgspec.json.decode(self._send(method, path, body, patience_s), type=kind)
         except msgspec.DecodeError as error:
             raise MeshError(f"the node's answer to {path} is not understood: {error}") from error
 
-    def _send(self, method: str, path: str, body: msgspec.Struct | None, within_s: float = ANSWER_S) -> bytes:
+    def _send(self, method: str, path: str, body: msgspec.Struct | None, patience_s: float = ANSWER_S) -> bytes:
         content = msgspec.json.encode(body) if body is not None else None
         headers = {"Content-Type": "application/json"} if content is not None else {}
         try:
-            response = self._client.request(method, path, content=content, headers=headers, timeout=within_s)
+            response = self._client.request(method, path, content=content, headers=headers, timeout=patience_s)
         except httpx.TransportError as error:
             raise Unavailable(f"the node does not answer ({type(error).__name__})") from error
         if response.is_success:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
+from meshnode.app.bench.joining import JoinOptions, print_join, run_join
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.split import SplitOptions, print_split, run_split
@@ -59,6 +60,16 @@ def bench_memory(options: MemoryOptions, as_json: bool) -> int:
         write_json(report)
     else:
         print_memory(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def bench_join(options: JoinOptions, as_json: bool) -> int:
+    """Measure what people wait for; 0 when no round missed a bar."""
+    report = _measured(partial(run_join, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_join(report, Console(highlight=False))
     return 0 if report.within else 1
 
 

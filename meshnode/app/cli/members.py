@@ -68,7 +68,7 @@ def revoke(wanted: str, sure: bool, data: Path | None) -> int:
     with control(data) as node:
         peer = find(wanted, node.status(), strangers=True)
         called = f"{peer.name} ({peer.node[:SHORT_ID]})"
-        if not sure and not _confirmed(f"Revoke {called}? It cannot come back with this key."):
+        if not sure and not confirmed(f"Revoke {called}? It cannot come back with this key."):
             sys.stderr.write("nothing was changed\n")
             return 1
         node.revoke(peer.node)
@@ -94,8 +94,8 @@ def find(wanted: str, now: NodeStatus, *, strangers: bool = False) -> PeerStatus
     raise ConfigError(f"{wanted!r} is no other member that this node knows", "`meshnode peers` lists them")
 
 
-def _confirmed(question: str) -> bool:
-    """Nobody there to answer is a no."""
+def confirmed(question: str) -> bool:
+    """What a person answers. Nobody there to answer is a no."""
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from meshnode.app.admin import InviteListing, PingAnswer
+from meshnode.app.admin import InviteListing, IssuerListing, PingAnswer
 from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
 from meshnode.core.planning.plan import Plan
 
@@ -44,7 +44,7 @@ def _grid(*columns: str, right: Iterable[str] = ()) -> Table:
 
 def status_view(status: NodeStatus) -> RenderableType:
     """A node, its mesh, what it serves."""
-    parts: list[RenderableType] = [_heading(status), Text(), peers_table(status)]
+    parts: list[RenderableType] = [_heading(status), *warnings_view(status), Text(), peers_table(status)]
     for deployment in status.deployments:
         parts += [Text(), deployment_view(deployment)]
     parts += [Text(f"{model}: reading the file, {share(*part)}") for model, part in status.opening.items()]
@@ -62,6 +62,11 @@ def _heading(status: NodeStatus) -> RenderableType:
     grid.add_row("[bold]offers[/]", size(status.memory_usable))
     grid.add_row("[bold]up[/]", duration(status.uptime_s))
     return grid
+
+
+def warnings_view(status: NodeStatus) -> list[RenderableType]:
+    """What a person should see to; empty when there is nothing."""
+    return [Text(f"! {warning}", style="yellow") for warning in status.warnings]
 
 
 def peers_table(status: NodeStatus) -> RenderableType:
@@ -162,9 +167,11 @@ _STYLES = {
     "ready": "green",
     "connected": "green",
     "open": "green",
+    "active": "green",
     "this node": "cyan",
     "failed": "red",
     "lost": "red",
+    "barred": "red",
     "locked": "red",
     "revoked": "red",
     "left": "dim",
@@ -205,6 +212,22 @@ def plan_view(plan: Plan) -> RenderableType:
         f", {plan.lanes} lanes, KV {plan.kv_type}",
     )
     return Group(head, table)
+
+
+def issuers_table(issuers: Iterable[IssuerListing], now: datetime) -> RenderableType:
+    """Who may let others in, as far as the node that was asked knows."""
+    table = _grid("ISSUER", "NODE", "ID", "STATE", "CERTIFIED", "ENDS", right=("CERTIFIED",))
+    for issuer in issuers:
+        left = (issuer.expires_at.astimezone(UTC) - now).total_seconds() if issuer.expires_at is not None else None
+        table.add_row(
+            issuer.issuer[:SHORT_ID],
+            escape(issuer.name or "-"),
+            issuer.node[:SHORT_ID] or "-",
+            _state(issuer.state),
+            str(issuer.members),
+            "-" if left is None else f"in {duration(left)}" if left > 0 else f"{duration(-left)} ago",
+        )
+    return table
 
 
 def invites_table(invites: Iterable[InviteListing], now: datetime) -> RenderableType:

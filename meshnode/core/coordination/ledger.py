@@ -99,7 +99,7 @@ class Ledger:
         if known is not None:
             if known.claim == claim:
                 return Grant(claim.fence, claim.deployment), []
-            return self._refuse(claim, "equal_term", "another claim of the same term and run was granted"), []
+            return self.refuse(claim, "equal_term", "another claim of the same term and run was granted"), []
         refusal = self._judge(claim, now, lost)
         if refusal is not None:
             return refusal, []
@@ -110,7 +110,7 @@ class Ledger:
         booked = self._booked({**kept, claim.fence: run})
         if self.rules.ledger and (booked > self.capacity or len(kept) >= RUNS_HELD):
             needed, free = run.booked(self.node), max(0, self.capacity - self._booked(kept))
-            return self._refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here"), []
+            return self.refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here"), []
         self.held = {**kept, claim.fence: run}
         self._word(claim.deployment).promised = claim.fence.term
         return Grant(claim.fence, claim.deployment), superseded
@@ -118,18 +118,18 @@ class Ledger:
     def _judge(self, claim: Claim, now: float, lost: Callable[[NodeId], bool]) -> Refuse | None:
         promised = self.promised.get(claim.deployment, 0)
         if claim.fence.term <= promised:
-            return self._refuse(claim, "old_term", f"term {promised} was granted before")
+            return self.refuse(claim, "old_term", f"term {promised} was granted before")
         if claim.fence.term > promised + TERM_JUMP:
-            return self._refuse(claim, "term_jump", "the term is too far ahead")
+            return self.refuse(claim, "term_jump", "the term is too far ahead")
         for fence in self._of_deployment(claim.deployment):
             run = self.held[fence]
             if run.claim.manifest_digest != claim.manifest_digest:
-                return self._refuse(claim, "other_model", "this deployment is known here with another manifest")
+                return self.refuse(claim, "other_model", "this deployment is known here with another manifest")
             other = run.claim.coordinator != claim.coordinator
             if other and self.rules.holder_evidence and now < run.until and not lost(run.claim.coordinator):
-                return self._refuse(claim, "held", "another coordinator holds this deployment here", run.claim)
+                return self.refuse(claim, "held", "another coordinator holds this deployment here", run.claim)
         if len(self.words) >= DEPLOYMENTS and claim.deployment not in self.words:
-            return self._refuse(claim, "too_many", "too many deployments were granted here before")
+            return self.refuse(claim, "too_many", "too many deployments were granted here before")
         return None
 
     # --- orders ---------------------------------------------------------------------------------------------------
@@ -297,7 +297,8 @@ class Ledger:
         self.refused += 1
         return StaleFence(f"{fence} may end nothing here")
 
-    def _refuse(self, claim: Claim, reason: str, message: str, holder: Claim | None = None) -> Refuse:
+    def refuse(self, claim: Claim, reason: str, message: str, holder: Claim | None = None) -> Refuse:
+        """No, with what the coordinator should know; counted."""
         self.refused += 1
         promised, free = self.promised.get(claim.deployment, 0), max(0, self.free_bytes)
         fence, coordinator = (None, NodeId("")) if holder is None else (holder.fence, holder.coordinator)

@@ -2,12 +2,13 @@
 
 Of two links of one pair the transport keeps the one dialed by the lower node id.
 
-Invariant: at most one dial of a peer at a time, and a wanted peer is dialed at least every `REDIAL_MAX_S`.
+Invariant: at most one dial of a peer at a time, and a wanted peer is dialed at least every `REDIAL_MAX_S`, one that
+bars this node every `BARRED_REDIAL_S`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from meshnode.identity.ids import NodeId
@@ -16,12 +17,16 @@ PING_S = 1.0
 """On links whose other end this node watches."""
 KEEP_S = 4.0
 """On the others: twice within the silence that ends a link, and an eighth of the traffic of pings at 8 nodes."""
+TOGETHER_S = 0.25
+"""Pings due within this time go out at once: a node of many links wakes four times a second, not once for each."""
 SILENCE_S = 8.0
 """A link on which nothing came for so long is dead. A closed socket is known at once; this is for pulled cables and
 frozen machines, and must outlast a loaded machine's slowest second."""
 REDIAL_MIN_S = 0.5
 REDIAL_MAX_S = 5.0
 """Half of the 10 s in which a healed partition has to be one mesh again."""
+BARRED_REDIAL_S = 600.0
+"""A peer that says that this node was revoked is asked again only for the case that its list was a mistake."""
 GRACE_S = 3.0
 """A peer whose link was lost may come back this long before what it does for others is given up."""
 
@@ -42,6 +47,8 @@ class Link:
     ping_sent_at: float | None = None
     rtt_s: float | None = None
     error: str = ""
+    barred: bool = False
+    """The peer said last that this node was revoked."""
     closing: bool = False
     """Told to be closed."""
     wanted: bool = True
@@ -59,6 +66,8 @@ class Links:
     links: dict[NodeId, Link] = field(default_factory=dict)
     _due: float | None = None
     _changed: bool = True
+    _linked: list[NodeId] | None = None
+    """Sorted once for each link that comes or goes: every event asks for them."""
 
     def want(self, node: NodeId, now: float) -> Link:
         """Keep a link to `node` from now on."""
@@ -101,25 +110,27 @@ class Links:
     def forget(self, node: NodeId) -> None:
         """Never dial `node` again, until it is known anew."""
         self.links.pop(node, None)
-        self._changed = True
+        self._changed, self._linked = True, None
 
     def opened(self, node: NodeId, now: float) -> None:
         """A link came up."""
         known = node in self.links
         link = self.know(node, now)
-        link.wanted, self._changed = link.wanted and known, True
+        link.wanted, self._changed, self._linked = link.wanted and known, True, None
         link.dialed = link.dialing
         link.up, link.dialing, link.failures, link.error, link.closing = True, False, 0, "", False
+        link.barred = False
         link.heard_at, link.ping_at, link.ping_sent_at, link.lost_at = now, now, None, None
 
-    def closed(self, node: NodeId, reason: str, now: float) -> None:
-        """A link ended, or a dial failed."""
+    def closed(self, node: NodeId, reason: str, now: float, *, barred: bool = False) -> None:
+        """A link ended, or a dial failed; `barred`: because this node was revoked."""
         link = self.know(node, now)
-        self._changed = True
+        self._changed, self._linked = True, None
         if link.up:
             link.lost_at = now
         link.up, link.dialing, link.closing, link.error = False, False, False, reason
-        link.dial_at = now + min(REDIAL_MIN_S * 2**link.failures, REDIAL_MAX_S)
+        link.barred = barred
+        link.dial_at = now + (BARRED_REDIAL_S if barred else min(REDIAL_MIN_S * 2**link.failures, REDIAL_MAX_S))
         link.failures = min(link.failures + 1, 16)
 
     def heard(self, node: NodeId, now: float) -> None:
@@ -147,9 +158,11 @@ class Links:
                 yield link
 
     def pings(self, now: float) -> Iterator[Link]:
-        """The links to ping now; each is marked as pinged with a new nonce."""
+        """The links to ping now, when any is due; each is marked as pinged with a new nonce."""
+        if not any(link.up and link.ping_at <= now for link in self.links.values()):
+            return
         for link in self.links.values():
-            if link.up and link.ping_at <= now:
+            if link.up and link.ping_at <= now + TOGETHER_S:
                 link.ping_at = now + (PING_S if link.watched else KEEP_S)
                 link.ping_nonce, link.ping_sent_at = link.ping_nonce + 1, now
                 self._changed = True
@@ -183,9 +196,11 @@ class Links:
         self._changed = True
         return True
 
-    def linked(self) -> list[NodeId]:
+    def linked(self) -> Sequence[NodeId]:
         """Peers with a link now, in an order that does not depend on when they came."""
-        return sorted(node for node, link in self.links.items() if link.up)
+        if self._linked is None:
+            self._linked = sorted(node for node, link in self.links.items() if link.up)
+        return self._linked
 
     def awoke(self, now: float) -> None:
         """This node did not run for a while: no link is silent for that."""

@@ -13,7 +13,7 @@ from meshnode.core.membership.announcement import Authority, Body
 from meshnode.core.membership.detector import Detector
 from meshnode.core.membership.digest import Digest, Item, id_of
 from meshnode.core.membership.exchange import Exchange
-from meshnode.core.membership.gossip import PULL_S, SMALL, Draw, Gossip, pick
+from meshnode.core.membership.gossip import SMALL, Draw, Gossip, pick
 from meshnode.core.membership.links import Links
 from meshnode.core.membership.observers import Observers
 from meshnode.core.membership.revocation import Revocations
@@ -47,6 +47,12 @@ SYNC_S = 5.0
 """Anti-entropy with one linked peer (NETWORK)."""
 LATE_S = 0.5
 """Woken so much later than asked for, this node was suspended or starved: its own slowness is suspected first."""
+WHO_S = 1.0
+"""Between two questions who an author is: an answer that took longer was lost with its link."""
+HINTED = 2
+"""Addresses of a hint that are tried before announced ones: false ones cost half a second of a dial."""
+CHOOSE_S = 0.2
+"""Between two choices of links above 16 nodes: each looks at all members, and they come and go together."""
 HINTS = 64
 """Addresses of members that have not announced themselves: those of an invite, or of the last run."""
 
@@ -93,6 +99,7 @@ class Membership:
         self._orders: list[order.MembershipOrder] = []
         self._asked_who: dict[NodeId, float] = {}
         self._choose = False
+        self._choose_at = now
         self._own_id: bytes | None = None
         self._judged = NodeId("")
         self._expected: float | None = None
@@ -108,18 +115,29 @@ class Membership:
     # --- events -----------------------------------------------------------------------------------------------
 
     def found(self, node: NodeId, addresses: tuple[str, ...], now: float) -> None:
-        """An address of a member that has not announced itself yet."""
-        if node == self.node or node in self.roster.entries or self.barred(node):
+        """Where a member may be that has not announced itself yet, or has moved since."""
+        if node == self.node or self.revocations.expelled(node):
             return
+        entry, link = self.roster.entries.get(node), self.links.links.get(node)
+        if entry is not None and (entry.left or set(addresses) <= set(entry.body.addresses)):
+            return
+        if entry is not None and entry.present and (link is None or not link.wanted):
+            return  # above 16 nodes others keep the link, or nearly every node would hint at every other
         if node not in self.hints and len(self.hints) >= HINTS:
             del self.hints[next(iter(self.hints))]
         self.hints[node] = addresses
         self.links.want(node, now)
         self._choose = True
 
+    def addresses_of(self, node: NodeId) -> tuple[str, ...]:
+        """Where to dial `node`: what it announced, and before that where it was seen since (anybody may say that)."""
+        entry, hint = self.roster.entries.get(node), self.hints.get(node, ())
+        return hint if entry is None else tuple(dict.fromkeys((*hint[:HINTED], *entry.body.addresses)))
+
     def keep_links_to(self, partners: frozenset[NodeId]) -> None:
         """Nodes of the runs that this node takes part in."""
-        partners = frozenset(node for node in partners if not self.barred(node))
+        if self.revocations.records:
+            partners = frozenset(node for node in partners if not self.revocations.expelled(node))
         if partners != self.standing.partners:
             self.standing.partners = partners
             self._choose = True
@@ -127,6 +145,8 @@ class Membership:
     def link_opened(self, peer: NodeId, now: float) -> None:
         """A link is authenticated: say who we are, and compare what we know."""
         self.links.opened(peer, now)
+        if peer in self.roster.entries:
+            self.hints.pop(peer, None)  # it was reached, and tells anew where it is
         if self.barred(peer):
             self._orders.append(order.Drop(peer, REVOKED))
             return
@@ -136,26 +156,25 @@ class Membership:
         if self.rules.anti_entropy and self.node < peer:
             self._tell(peer, self.exchange.summary())
 
-    def link_closed(self, peer: NodeId, reason: str, now: float) -> bool:
-        """A link ended or a dial failed; False when nobody here wants it."""
+    def link_closed(self, peer: NodeId, reason: str, now: float, *, barred: bool = False) -> bool:
+        """A link ended or a dial failed (`barred`: it says that this node was revoked); False: nobody wants it."""
         if peer not in self.links.links:
             return False  # it left: nobody dials it until it is heard of again
-        self.links.closed(peer, reason, now)
+        self.links.closed(peer, reason, now, barred=barred)
         return True
 
     def received(self, peer: NodeId, message: MembershipMessage, now: float) -> None:
         """One message of a linked peer. Raises PeerError for what no honest node sends."""
         match message:
             case Introduce():
-                node = self.roster.introduce(message.chain)
-                if self.barred(node):
-                    self._remove(node)
+                self._introduced(message.chain)
             case Announce():
                 self._announced(peer, message, now)
             case Leave():
-                self.roster.leave(peer)
-                self._gone(peer, "the node left")
-                self.links.forget(peer)
+                # That it left is what its signed last word says, which came before this. A goodbye of an earlier life,
+                # held up on its way, says nothing of the present one.
+                self._forget(peer, "the node left")
+                self._choose = True
             case Ping():
                 self._tell(peer, Pong(message.nonce))
             case Pong():
@@ -175,6 +194,13 @@ class Membership:
                 self.revoke(peer, message, now)
             case _:
                 assert_never(message)
+
+    def _introduced(self, chain: tuple[bytes, ...]) -> None:
+        node = self.roster.introduce(chain)
+        if self.barred(node):
+            self._remove(node)
+        else:
+            self.revocations.readmit(node)
 
     def _announced(self, peer: NodeId, record: Announce, now: float) -> None:
         author = record.author
@@ -199,7 +225,7 @@ class Membership:
         self._adopted(peer, before, self.roster.entries[author], now)
 
     def _ask_who(self, peer: NodeId, author: NodeId, now: float) -> None:
-        if now - self._asked_who.get(author, now - PULL_S) >= PULL_S:
+        if now - self._asked_who.get(author, now - WHO_S) >= WHO_S:
             self._asked_who[author] = now
             self._tell(peer, WhoIs((author,)))
 
@@ -228,7 +254,7 @@ class Membership:
         self._choose = True
         entry = self.roster.entries.get(node)
         if entry is not None and entry.left:
-            self.links.forget(node)
+            self._forget(node, reason)
         self._orders += [order.Lost(node, reason), order.Changed()]
 
     # --- revocation -------------------------------------------------------------------------------------------
@@ -259,6 +285,7 @@ class Membership:
         return self.revocations.bars(node, self.roster.authors.get(node))
 
     def _remove(self, node: NodeId, reason: str = REVOKED) -> None:
+        self.revocations.expel(node, self.roster.authors.get(node))
         entry = self.roster.entries.get(node)
         if entry is not None:
             self.digest.remove(entry.identity)
@@ -266,9 +293,13 @@ class Membership:
             self.digest.remove(id_of(record))
         self.roster.remove(node)
         self.hints.pop(node, None)
+        self._forget(node, reason)
+        self._gone(node, reason)
+
+    def _forget(self, node: NodeId, reason: str) -> None:
+        """Never dial it again; a link that is forgotten is closed too, or nobody would know to close it later."""
         if self.links.up(node):
             self._orders.append(order.Drop(node, reason))
-        self._gone(node, reason)
         self.links.forget(node)
 
     # --- suspicion --------------------------------------------------------------------------------------------
@@ -333,10 +364,11 @@ class Membership:
             self._detect(now)
         if self._sync_at <= now:
             self._sync(now)
-        if self._choose:
+        if self._choose and self._choose_at <= now:
             self._choose = False
             for peer in self.standing.choose(self.hints, now):
                 self._orders.append(order.Drop(peer, "not needed any more"))
+            self._choose_at = now + (CHOOSE_S if self.standing.size > SMALL else 0.0)
         for peer, identity in self.gossip.retries(now):
             self._tell(peer, Want((identity,)))
         for peer, ids in self.gossip.round(self.links.linked(), self.standing.size, now):
@@ -362,9 +394,9 @@ class Membership:
             if node in self.ring:
                 self._gone(node, f"{self.name_of(node)} was not heard of for too long")
         for node in self.roster.forget(now):
-            self.links.forget(node)
+            self._forget(node, "it was not heard of for a day")
         self._judge_again()
-        self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < PULL_S}
+        self._asked_who = {node: at for node, at in self._asked_who.items() if now - at < WHO_S}
         self.standing.seek()
         self._choose = self._choose or self.standing.size > SMALL or self.standing.size == 1
         if self.rules.anti_entropy:
@@ -385,9 +417,14 @@ class Membership:
 
     def deadline(self) -> float:
         """When `settle` is due next."""
-        times = (self.links.deadline(), self.gossip.deadline(), self._sync_at, self.detector.check_at)
-        self._expected = min(at for at in times if at is not None)
-        return self._expected
+        due = min(self._sync_at, self.detector.check_at)
+        if self._choose and self._choose_at < due:
+            due = self._choose_at
+        for at in (self.links.deadline(), self.gossip.deadline()):
+            if at is not None and at < due:
+                due = at
+        self._expected = due
+        return due
 
     def name_of(self, node: NodeId) -> str:
         """What a person called it."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from bisect import insort
 from functools import lru_cache
+from heapq import nsmallest
+from itertools import repeat
 
 from meshnode.identity.ids import NodeId
 
@@ -27,49 +29,62 @@ class Observers:
     """The ring over the members that are alive, this node among them."""
 
     def __init__(self) -> None:
+        self._there: dict[NodeId, None] = {}
+        self._new: list[NodeId] = []
+        """Those of them that are not ranked yet: a mesh that comes up is ranked in a few steps, not once a member."""
         self._ranked: dict[NodeId, list[tuple[bytes, NodeId]]] = {}
 
     def __len__(self) -> int:
-        return len(self._ranked)
+        return len(self._there)
 
     def __contains__(self, node: NodeId) -> bool:
-        return node in self._ranked
+        return node in self._there
 
     def add(self, node: NodeId) -> None:
         """A member is alive."""
-        if node in self._ranked:
-            return
-        for target, ranked in self._ranked.items():
-            place = (weight(node, target), node)
-            if len(ranked) < RANKED or place < ranked[-1]:
-                insort(ranked, place)
-                del ranked[RANKED:]
-        self._ranked[node] = self._rank(node)
+        if node not in self._there:
+            self._there[node] = None
+            self._new.append(node)
 
     def remove(self, node: NodeId) -> None:
         """It is no longer."""
-        if self._ranked.pop(node, None) is None:
+        ranked_now = self._all()
+        if node not in self._there:
             return
-        for target, ranked in self._ranked.items():
+        del self._there[node], ranked_now[node]
+        for target, ranked in ranked_now.items():
             if any(other == node for _, other in ranked):
-                self._ranked[target] = self._rank(target)
+                ranked_now[target] = self._rank(target)
 
     def count(self) -> int:
         """K: how many watch each node."""
-        return min(len(self._ranked) - 1, OBSERVERS)
+        return min(len(self._there) - 1, OBSERVERS)
 
     def of(self, target: NodeId) -> list[NodeId]:
         """Those who watch `target`."""
-        return [node for _, node in self._ranked.get(target, ())[:OBSERVERS]]
+        return [node for _, node in self._all().get(target, ())[:OBSERVERS]]
 
     def believed(self, observer: NodeId, target: NodeId) -> bool:
         """Whether `observer` watches `target` in this view, or would in one that differs a little."""
-        ranked = self._ranked.get(target) or self._rank(target)
+        ranked = self._all().get(target) or self._rank(target)
         return any(node == observer for _, node in ranked)
 
     def watched_by(self, node: NodeId) -> list[NodeId]:
         """Those whom `node` watches."""
-        return [t for t, ranked in self._ranked.items() if any(o == node for _, o in ranked[:OBSERVERS])]
+        return [t for t, ranked in self._all().items() if any(o == node for _, o in ranked[:OBSERVERS])]
+
+    def _all(self) -> dict[NodeId, list[tuple[bytes, NodeId]]]:
+        new, self._new = self._new, []
+        if new:
+            for target, ranked in self._ranked.items():
+                for node in new:
+                    if len(ranked) < RANKED or weight(node, target) < ranked[-1][0]:
+                        insort(ranked, (weight(node, target), node))
+                        del ranked[RANKED:]
+            for node in new:
+                self._ranked[node] = self._rank(node)
+        return self._ranked
 
     def _rank(self, target: NodeId) -> list[tuple[bytes, NodeId]]:
-        return sorted((weight(other, target), other) for other in self._ranked if other != target)[:RANKED]
+        others = [other for other in self._there if other != target]
+        return nsmallest(RANKED, zip(map(weight, others, repeat(target)), others, strict=True))

@@ -11,12 +11,15 @@ import msgspec
 from meshnode.core.membership.announcement import Author, Authority
 from meshnode.core.membership.digest import id_of
 from meshnode.errors import ConfigError, PeerError
-from meshnode.identity.ids import NodeId
+from meshnode.identity.ids import NodeId, short
 from meshnode.identity.revocation import RevocationList
 from meshnode.wire.messages import Revoke
 
 ISSUERS = 32
 """Issuers whose lists are kept; a home mesh has two."""
+
+EXPELLED = 512
+"""Nodes remembered whose issuer was revoked: as many as are remembered at all (roster.MEMBERS)."""
 
 
 class Revocations:
@@ -28,6 +31,7 @@ class Revocations:
         self._lists: dict[NodeId, RevocationList] = {}
         self._barred: frozenset[NodeId] = frozenset()
         self._issuers: frozenset[NodeId] = frozenset()
+        self._expelled: dict[NodeId, NodeId] = {}
 
     def offer(self, record: Revoke) -> tuple[bool, Revoke | None]:
         """Merge one list: whether it is news, and the one it replaces. Raises PeerError for what no issuer signed."""
@@ -47,7 +51,37 @@ class Revocations:
 
     def bars(self, node: NodeId, author: Author | None = None) -> bool:
         """Whether `node`, or who issued its certificate, is revoked."""
-        return node in self._barred or (author is not None and author.issuer in self._issuers)
+        return node in self._barred or (author is not None and self.bars_issuer(author.issuer))
+
+    def reason(self, node: NodeId, issuer: NodeId | None = None) -> str:
+        """Why `node`, with a certificate of `issuer`, is out, as it may hear it; empty when it is not."""
+        if issuer is not None and self.bars_issuer(issuer):
+            return f"the root of the mesh revoked its issuer {short(issuer)}"
+        if node not in self._barred:
+            return ""
+        by = next(each for each, told in self._lists.items() if node in told.nodes and not self.bars_issuer(each))
+        return (
+            "the root of the mesh revoked it"
+            if by == NodeId(self._authority.mesh)
+            else f"issuer {short(by)} revoked it"
+        )
+
+    def bars_issuer(self, issuer: NodeId) -> bool:
+        """Whether the root revoked `issuer`, and with it all that it signed."""
+        return issuer in self._issuers
+
+    def expel(self, node: NodeId, author: Author | None) -> None:
+        """Remember who let `node` in, which is forgotten otherwise, if that is why it is out."""
+        if author is not None and self.bars_issuer(author.issuer) and len(self._expelled) < EXPELLED:
+            self._expelled[node] = author.issuer
+
+    def readmit(self, node: NodeId) -> None:
+        """It has a certificate of another issuer."""
+        self._expelled.pop(node, None)
+
+    def expelled(self, node: NodeId) -> bool:
+        """Whether `node` is out, by its key or by whom it was last seen to be let in."""
+        return node in self._barred or self._expelled.get(node) in self._issuers
 
     def of(self, issuer: NodeId) -> RevocationList | None:
         """The list of `issuer` that counts at present."""

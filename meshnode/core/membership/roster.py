@@ -34,10 +34,14 @@ class Entry:
     received_at: float
     expires_at: float
     identity: bytes
-    left: bool = False
     dead: bool = False
     """Enough observers agree that it does not answer."""
     expired: bool = False
+
+    @property
+    def left(self) -> bool:
+        """Whether this is the last word of a node that went away on purpose: listed, not dialed, not planned with."""
+        return self.body.left
 
     @property
     def present(self) -> bool:
@@ -92,7 +96,7 @@ class Roster:
             self.conflicts[body.node] = now
         expires_at = now + min(max(record.remaining_ms, 0), ANNOUNCEMENT_TTL_MS) / 1000
         kept = Announce(record.author, record.body, record.signature)
-        self.entries[record.author] = Entry(kept, body, now, expires_at, identity, left=body.left)
+        self.entries[record.author] = Entry(kept, body, now, expires_at, identity)
         return True
 
     def outgoing(self, node: NodeId, now: float) -> Announce | None:
@@ -109,10 +113,6 @@ class Roster:
             return False
         entry = self.entries.get(node)
         return entry is None or entry.body.certificate in (b"", fingerprint(self.chains[node]))
-
-    def leave(self, node: NodeId) -> None:
-        """A clean goodbye: kept in the list, no longer dialed or planned with, until it announces itself anew."""
-        self._mark(node, left=True)
 
     def bury(self, node: NodeId) -> None:
         """Observers agree that it is dead; a higher number brings it back."""
@@ -144,11 +144,10 @@ class Roster:
         entry = self.entries.get(node)
         return None if entry is None or entry.left else entry.body
 
-    def _mark(self, node: NodeId, *, left: bool = False, dead: bool = False, expired: bool = False) -> None:
+    def _mark(self, node: NodeId, *, dead: bool = False, expired: bool = False) -> None:
         entry = self.entries.get(node)
         if entry is not None:
-            marks = (entry.left or left, entry.dead or dead, entry.expired or expired)
-            self.entries[node] = replace(entry, left=marks[0], dead=marks[1], expired=marks[2])
+            self.entries[node] = replace(entry, dead=entry.dead or dead, expired=entry.expired or expired)
 
     def _is_told(self, node: NodeId) -> bool:
         entry = self.entries.get(node)

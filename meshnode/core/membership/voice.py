@@ -65,8 +65,8 @@ class Voice:
             return False
         author = self.authority.admit(self.authority.chain)
         told = read(record, author, self.authority.mesh, verify=verify)
-        if told.number < (self.incarnation, self.sequence) or self.alarm:
-            return False
+        if told.number < (self.incarnation, self.sequence) or (self.alarm and told.alarm):
+            return False  # where both know, neither has to have the last word; one that was restarted has to be told
         if told.incarnation == self.incarnation:
             self.alarm = "another node speaks with this node's key: its data directory was copied"
             self.sequence = told.sequence

@@ -16,7 +16,7 @@ from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progr
 
 @dataclass(frozen=True)
 class PeerFound:
-    """An address of a member that has not announced itself yet (from the invite or from disk)."""
+    """Where a member may be (from the invite, from disk, or heard of on this network)."""
 
     node: NodeId
     addresses: tuple[str, ...]
@@ -35,6 +35,8 @@ class LinkClosed:
 
     peer: NodeId
     reason: str
+    barred: bool = False
+    """The peer says that this node was revoked."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,18 @@ class DrainWanted:
 
 
 @dataclass(frozen=True)
+class AddressesChanged:
+    """This machine has other addresses than before."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CertificateRenewed:
+    """This node shows another certificate from now on."""
+
+
+@dataclass(frozen=True)
 class Stopping:
     """The user wants this node to leave."""
 
@@ -166,6 +180,8 @@ Event = (
     | CacheChanged
     | Measured
     | DrainWanted
+    | AddressesChanged
+    | CertificateRenewed
     | Stopping
     | TimePassed
 )

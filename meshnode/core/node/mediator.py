@@ -7,7 +7,7 @@ of its own, or touches anything outside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from meshnode.core.coordination.ledger import Ledger
@@ -60,13 +60,16 @@ class NodeRules:
     coordination: CoordinationRules = COORDINATION_RULES
 
 
+Found = on.CacheChanged | on.AddressesChanged | on.CertificateRenewed | on.Measured
+"""What a node finds out about itself."""
+
 NODE_RULES = NodeRules()
 """Those of a node: all of them."""
 
 
 @dataclass(frozen=True)
 class Self:
-    """What this node says of itself and does not change while it runs."""
+    """What this node says of itself; while it runs, only its addresses change."""
 
     name: str
     role: str
@@ -121,8 +124,9 @@ class Mediator:
         """When to hand in TimePassed at the latest; None when nothing is due ever again."""
         if self.stopping:
             return None
-        times = [self.membership.voice.due_at, self.ledger.deadline(), self.coordinator.deadline()]
-        return min([self.membership.deadline(), *(at for at in times if at is not None)])
+        due = min(self.membership.deadline(), self.membership.voice.due_at)
+        times = (self.ledger.deadline(), self.coordinator.deadline())
+        return min((at for at in times if at is not None and at < due), default=due)
 
     def coordinates(self, fence: Fence) -> bool:
         """Whether this node coordinates the run of `fence`."""
@@ -137,7 +141,7 @@ class Mediator:
             case on.LinkOpened():
                 self._link_opened(event.peer, now)
             case on.LinkClosed():
-                self._link_closed(event.peer, event.reason, now)
+                self._link_closed(event, now)
             case on.Received():
                 self._received(event.peer, event.message, now)
             case on.Revoked():
@@ -152,7 +156,7 @@ class Mediator:
                 self.participant.reported(event.report)
             case on.HeadOpened() | on.HeadDrained() | on.HeadFailed():
                 self.coordinator.head_reported(event, now)
-            case on.CacheChanged() | on.Measured():
+            case on.CacheChanged() | on.AddressesChanged() | on.CertificateRenewed() | on.Measured():
                 self._found_out(event, now)
             case on.DrainWanted():
                 self.out.send(event.node, Drain(event.draining))
@@ -161,15 +165,23 @@ class Mediator:
             case on.TimePassed():
                 pass
 
-    def _found_out(self, event: on.CacheChanged | on.Measured, now: float) -> None:
+    def _found_out(self, event: Found, now: float) -> None:
         """Something about this node itself, which its announcement tells."""
-        if isinstance(event, on.CacheChanged):
-            self.cached = event.cached
-            self._announce_soon(now)
-            return
-        if self.speeds.keys() != event.speeds.keys():
-            self._announce_soon(now)  # the machine is new to the planner; later figures ride on the refresh
-        self.speeds, self.ways = event.speeds, event.ways
+        match event:
+            case on.Measured():
+                known = self.speeds.keys() == event.speeds.keys()
+                self.speeds, self.ways = event.speeds, event.ways
+                if known:
+                    return  # these figures ride on the refresh
+            case on.CacheChanged():
+                self.cached = event.cached
+            case on.AddressesChanged():
+                self.me = replace(self.me, addresses=event.addresses)
+            case on.CertificateRenewed():
+                pass
+            case _:
+                assert_never(event)
+        self._announce_soon(now)
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
         self.membership.link_opened(peer, now)
@@ -177,9 +189,10 @@ class Mediator:
         self.coordinator.changed(now)
         self.participant.repeat_grants(peer)
 
-    def _link_closed(self, peer: NodeId, reason: str, now: float) -> None:
+    def _link_closed(self, event: on.LinkClosed, now: float) -> None:
+        peer = event.peer
         self.out.unlinked(peer)
-        if self.membership.link_closed(peer, reason, now):
+        if self.membership.link_closed(peer, event.reason, now, barred=event.barred):
             self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was lost", now)
 
     def _received(self, peer: NodeId, message: AnyMessage, now: float) -> None:
@@ -329,8 +342,7 @@ class Mediator:
         """Where `node` can be dialed; this node too, by its own stages and heads."""
         if node == self.node:
             return self.me.addresses
-        entry = self.roster.entries.get(node)
-        return entry.body.addresses if entry is not None else self.hints.get(node, ())
+        return self.membership.addresses_of(node)
 
     def name_of(self, node: NodeId) -> str:
         """What a person called this node."""

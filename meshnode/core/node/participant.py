@@ -116,7 +116,7 @@ class Participant:
             raise PeerError("only members may claim")
         if self._rules.signed_claim and claim.coordinator != peer:
             raise PeerError("a claim in another node's name")
-        answer, superseded = self.ledger.claim(claim, now, lambda holder: self._lost(holder, now))
+        answer, superseded = self._judged(claim, now)
         if isinstance(answer, Grant) and self._rules.persisted_grant:
             self._persist()
         for fence in superseded:
@@ -126,6 +126,11 @@ class Participant:
         if isinstance(answer, Refuse):
             self.repeat_grants(peer)  # it may be a run of its own, forgotten there, that is in the way
         self._membership.voice.soon(now)
+
+    def _judged(self, claim: Claim, now: float) -> tuple[Grant | Refuse, list[Fence]]:
+        if any(self._membership.revocations.expelled(stage.node) for stage in claim.stages):
+            return self.ledger.refuse(claim, "revoked", "a node of that plan was revoked from the mesh"), []
+        return self.ledger.claim(claim, now, lambda holder: self._lost(holder, now))
 
     def _prepare(self, peer: NodeId, order: Prepare, now: float) -> None:
         self.ledger.prepare(peer, order)

@@ -26,8 +26,19 @@ def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> Nod
         uptime_s=round(now - mediator.started_at, 3),
         peers=_peers(mediator, now),
         deployments=(*_own(mediator), *_granted(mediator), *_elsewhere(mediator)),
+        warnings=_barred(mediator),
         counters={**mediator.counters, "refused_claims": mediator.ledger.refused},
     )
+
+
+def _barred(mediator: Mediator) -> tuple[str, ...]:
+    """Who lets this node in no more. Only their word: the lists that say so do not reach who is out."""
+    links = [link for link in mediator.links.links.values() if link.barred]
+    if not links:
+        return ()
+    told = "; ".join(sorted(f"{mediator.name_of(link.node)} says: {link.error}" for link in links))
+    again = "To belong to it again: a new invite, and an empty data directory (--data PATH)"
+    return (f"this node is out of the mesh, and dials nobody who says so ({told}). {again}",)
 
 
 def _peers(mediator: Mediator, now: float) -> tuple[PeerStatus, ...]:
@@ -40,6 +51,8 @@ def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
     body = entry.body if entry is not None else None
     if entry is not None and entry.left:
         state = "left"
+    elif link is not None and link.barred:
+        state = "barred"
     elif entry is not None and entry.dead:
         state = "dead"
     elif node in mediator.roster.conflicts:

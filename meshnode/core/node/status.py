@@ -14,7 +14,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
     node: str
     name: str
     state: str
-    """linked | alive (by others' word) | connecting | lost | suspect | dead | left | conflict (its key was copied)"""
+    """linked | alive (by others' word) | connecting | lost | suspect | dead | left | conflict (its key was copied) |
+    barred (it says that this node was revoked)"""
     addresses: tuple[str, ...] = ()
     memory_usable: int = 0
     age_s: float = 0.0
@@ -91,3 +92,5 @@ class NodeStatus(msgspec.Struct, frozen=True):
     stages: dict[str, int] = {}
     """Stage processes of this node: `<run>/<stage>` -> process id."""
     counters: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+    """For people: what does not stop this node today, and will cost somebody something later."""

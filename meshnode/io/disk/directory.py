@@ -4,6 +4,7 @@
     node.key       0600   who this node is; losing it makes another node
     mesh.pem       node, issuer and root certificate: membership is this one file, so it is there or not
     root.key       0600   only where the mesh was made
+    issuers.json   whom this machine, with the root key, made issuers
     issuer.key, issuer.pem   0600 / 0644   only on issuers
     invites.json   0600   the issuer's book
     incarnation    boot counter
@@ -42,8 +43,9 @@ from meshnode.identity.certificates import (
 )
 from meshnode.identity.chains import key_bytes, parse_certificate, peer_identity, verify_chain
 from meshnode.identity.credentials import Credentials
-from meshnode.identity.ids import NodeId, is_id, short
+from meshnode.identity.ids import NodeId, is_id, node_id_of, short
 from meshnode.identity.invite_book import InviteBook, decode_book, encode_book
+from meshnode.identity.issuers import Appointment, decode_appointments, encode_appointments
 from meshnode.identity.keys import private_key_of, private_key_pem, spki_of
 from meshnode.io.disk.atomic import PRIVATE
 from meshnode.io.disk.folder import SMALL_FILE, Folder, unusable
@@ -117,7 +119,8 @@ class DataDirectory:
         node_key = self.node_key()
         root_key, issuer_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         root = make_root(root_key, now)
-        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
+        node = node_id_of(spki_of(node_key.public_key()))
+        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now, node)
         own = make_node(Authority(issuer, issuer_key), node_key.public_key(), Role.MEMBER, now)
         self._files.write("root.key", private_key_pem(root_key), PRIVATE)
         self._files.write("issuer.key", private_key_pem(issuer_key), PRIVATE)
@@ -158,16 +161,58 @@ class DataDirectory:
 
     def _renewed(self, held: Membership, issuer: Authority, now: datetime) -> Membership:
         """What a day changes on an issuer: its own certificate, and once a month the issuer's."""
-        root, key = held.credentials.root, held.credentials.key
-        root_key = self._files.parsed("root.key", private_key_of)
-        if root_key is not None and _is_older(issuer.certificate, ISSUER_VALID - _RENEW_ISSUER, now):
-            fresh = make_issuer(Authority(root, root_key), issuer.key.public_key(), now)
+        root = self.root()
+        if root is not None and _is_older(issuer.certificate, ISSUER_VALID - _RENEW_ISSUER, now):
+            fresh = make_issuer(root, issuer.key.public_key(), now, held.credentials.node_id)
             self._files.write("issuer.pem", fresh.public_bytes(Encoding.PEM))
             issuer = Authority(fresh, issuer.key)
-        if _is_older(held.credentials.chain[0], NODE_VALID - _RENEW_NODE, now):
-            own = make_node(issuer, key.public_key(), Role.MEMBER, now)
-            self._store(Credentials(key, (own, issuer.certificate), root))
+        if issuer.certificate.not_valid_after_utc <= now:
+            return held  # until the root appoints it again, others renew its certificate
+        by_itself = key_bytes(held.credentials.chain[1]) == key_bytes(issuer.certificate)
+        if not by_itself or _is_older(held.credentials.chain[0], NODE_VALID - _RENEW_NODE, now):
+            self._certify(issuer, now)
         return self._loaded()
+
+    def _certify(self, issuer: Authority, now: datetime) -> None:
+        """This node's own certificate by its own issuer: who joins here checks that the two belong together."""
+        held = self._loaded().credentials
+        own = make_node(issuer, held.key.public_key(), Role.MEMBER, now)
+        self._store(Credentials(held.key, (own, issuer.certificate), held.root))
+
+    # --- issuers --------------------------------------------------------------------------------------
+
+    def root(self) -> Authority | None:
+        """The root of this mesh as a signer, where its key lies here; `ConfigError` for another mesh's key."""
+        key = self._files.parsed("root.key", private_key_of)
+        if key is None or self._files.read("mesh.pem") is None:
+            return None
+        root = self._loaded().credentials.root
+        if key_bytes(root) != spki_of(key.public_key()):
+            raise ConfigError(f"root.key in {self.path} is not the key of this mesh")
+        return Authority(root, key)
+
+    def has_root(self) -> bool:
+        """Whether the root's key lies here."""
+        return (self.path / "root.key").exists()
+
+    def issuer_key(self) -> Ed25519PrivateKey:
+        """The key that this node issues with, or a new one, which `install_issuer` keeps."""
+        return self._files.parsed("issuer.key", private_key_of) or Ed25519PrivateKey.generate()
+
+    def install_issuer(self, issuer: Authority, now: datetime) -> Membership:
+        """Issue with this from now on; durable when this returns."""
+        self._files.write("issuer.key", private_key_pem(issuer.key), PRIVATE)
+        self._files.write("issuer.pem", issuer.certificate.public_bytes(Encoding.PEM))
+        self._certify(issuer, now)
+        return self._loaded()
+
+    def appointments(self) -> tuple[Appointment, ...]:
+        """Whom the root made issuers from here."""
+        return self._files.parsed("issuers.json", decode_appointments) or ()
+
+    def store_appointments(self, known: tuple[Appointment, ...]) -> None:
+        """Durable when this returns."""
+        self._files.write("issuers.json", encode_appointments(known))
 
     def _refuse_second_mesh(self) -> None:
         if self._files.read("mesh.pem") is not None:

@@ -136,6 +136,9 @@ class StageChild:
             case protocol.Lease(id=number, remaining_ms=remaining):
                 self._lease.renew(remaining)
                 self._control.send(protocol.Done(id=number))
+            case protocol.Bar(id=number, nodes=nodes):
+                self._neighbours.bar(nodes)
+                self._control.send(protocol.Done(id=number))
             case protocol.Stats(id=number):
                 loaded = self._require_loaded()
                 self._control.send(loaded.meter.statistics(number, loaded.table.cells_used))

@@ -15,12 +15,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshnode.errors import LinkLost, MeshError, StageError, StaleFence
+from meshnode.identity.ids import NodeId
 from meshnode.io.stage.computing import Hops
 from meshnode.io.stage.streams import FrameReader, FrameSender, authenticate, greet_downstream, greet_upstream
 from meshnode.io.stage.wiring import Wiring
 from meshnode.wire import limits
 from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.stage_protocol import DOWNSTREAM, UPSTREAM, Adopt, Credentials
+
+
+def _node(name: str) -> str:
+    """The node in the name of a stage or head (identity.certificates): its last label but one."""
+    return name.split(".")[-2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,7 @@ class Neighbours:
         self._key = Ed25519PrivateKey.generate()
         self._standing: _Standing | None = None
         self._waiting = 0
+        self._barred: set[str] = set()
         self._half: dict[str, FrameReader | FrameSender] = {}
         self._hops: Hops | None = None
 
@@ -61,7 +68,17 @@ class Neighbours:
         names = {UPSTREAM: credentials.upstream_name, DOWNSTREAM: credentials.downstream_name}
         self.drop()
         with self._lock:
+            if self._barred & {_node(name) for name in names.values()}:
+                raise StageError("barred", "a neighbour's node was revoked")
             self._standing = _Standing(credentials.fence, names, {UPSTREAM: server, DOWNSTREAM: client})
+
+    def bar(self, nodes: tuple[NodeId, ...]) -> None:
+        """Nodes that were revoked: with one of them as a neighbour this stage is of no use any more."""
+        with self._lock:
+            self._barred.update(nodes)  # bounded by whom the node names: neighbours
+            standing = self._standing
+        if standing is not None and not self._barred.isdisjoint(map(_node, standing.names.values())):
+            self.drop()
 
     def drop(self) -> None:
         """End both streams, and those that wait for the other."""

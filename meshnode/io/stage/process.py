@@ -21,12 +21,14 @@ import msgspec
 import trio
 
 from meshnode.errors import PeerError, StageError, StageLost
+from meshnode.identity.ids import NodeId
 from meshnode.io.stage import descriptors
 from meshnode.io.stage.spawn import ChildProcess, native_environment
 from meshnode.wire.stage_protocol import (
     LENGTH_BYTES,
     Accepted,
     Adopt,
+    Bar,
     Bye,
     Cancel,
     Connect,
@@ -171,6 +173,10 @@ class StageProcess:
     async def lease(self, remaining_s: float) -> None:
         """The stage answers frames for so long from now."""
         await self._request(Lease(id=self._next_id(), remaining_ms=max(0, int(remaining_s * 1000))), Done)
+
+    async def bar(self, nodes: tuple[NodeId, ...]) -> None:
+        """End the streams with stages of these nodes, for good."""
+        await self._request(Bar(id=self._next_id(), nodes=nodes), Done)
 
     async def stats(self) -> Statistics:
         """Counters since the load."""

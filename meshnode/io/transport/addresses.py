@@ -72,10 +72,10 @@ def is_lan(address: str) -> bool:
         return False
 
 
-def local_addresses(port: int) -> tuple[str, ...]:
-    """Where other machines of this network may find `port` here, most likely first, at most 8.
+def local_addresses(port: int, *, wan: bool = False) -> tuple[str, ...]:
+    """Where other machines may find `port` here, most likely first, at most 8.
 
-    Private addresses of interfaces that are up; loopback only when there is nothing else.
+    Private addresses of interfaces that are up, with `wan` also public ones; loopback only when there is nothing else.
     """
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     ranked: list[tuple[int, str]] = []
@@ -83,22 +83,24 @@ def local_addresses(port: int) -> tuple[str, ...]:
         for entry in entries:
             if name not in up or entry.family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            rank = _rank(name, entry.address)
+            rank = _rank(name, entry.address, wan)
             if rank is not None:
                 ranked.append((rank, entry.address))
     found = tuple(join_address(host, port) for _, host in sorted(ranked, key=lambda each: each[0]))
     return found[: limits.ADDRESSES] or (join_address("127.0.0.1", port),)
 
 
-def _rank(interface: str, host: str) -> int | None:
+def _rank(interface: str, host: str, wan: bool) -> int | None:
     """Lower is tried first; None for what no other machine can dial."""
-    if "%" in host or not is_lan_host(host):  # a zone means something on this machine only
+    if "%" in host or not (wan or is_lan_host(host)):  # a zone means something on this machine only
         return None
     ip = ipaddress.ip_address(host)
     if ip.is_loopback:
         return None
-    if interface.startswith(_BRIDGES):
-        return 3
-    if ip.is_link_local:
+    if not is_lan_host(host):
         return 2
+    if interface.startswith(_BRIDGES):
+        return 4
+    if ip.is_link_local:
+        return 3
     return 0 if ip.version == 4 else 1

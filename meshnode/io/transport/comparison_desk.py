@@ -16,8 +16,8 @@ import hmac
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -48,6 +48,16 @@ class PendingJoin:
     """On trio's clock."""
     approved: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Certifier(Protocol):
+    """What the exchange needs of the issuer (join_desk)."""
+
+    def refusal(self, key: bytes) -> JoinRefusal | None:
+        """Why this key (SPKI) gets no certificate, if so."""
+
+    def certify(self, key: bytes) -> bytes:
+        """Its certificate, DER."""
 
 
 class ComparisonDesk:
@@ -83,23 +93,26 @@ class ComparisonDesk:
         return pending
 
     async def meet(
-        self, stream: JoinStream, asked: Approach, mesh: MeshId, leaf: bytes, certify: Callable[[bytes], bytes]
+        self, stream: JoinStream, asked: Approach, mesh: MeshId, leaf: bytes, certifier: Certifier
     ) -> bytes | JoinRefusal:
-        """One exchange; `certify(public key)` makes the certificate (DER). `PeerError`, `LinkLost` of the joiner."""
+        """One exchange; the certificate (DER) or why there is none. `PeerError`, `LinkLost` of the joiner."""
         refusal = self._refusal(stream)
         if refusal is not None:
             return refusal
         self._busy = True
         self._begun.append(trio.current_time())
         try:
-            transcript = await self._exchange(stream, mesh, leaf)
+            transcript = await self._exchange(stream, mesh, leaf, certifier)
+            if isinstance(transcript, JoinRefusal):
+                return transcript
             stream.prolong(limits.COMPARISON_S)
             deadline = trio.current_time() + limits.COMPARISON_S
             name = "".join(letter if letter.isprintable() else "?" for letter in asked.name)
             self._pending = PendingJoin(name, stream.address, number(transcript), deadline)
             if not await self._agreed(stream, self._pending, transcript):
                 return JoinRefusal.NOT_APPROVED
-            return certify(transcript.public_key)
+            # Minutes have passed, in which it may have been revoked.
+            return certifier.refusal(transcript.public_key) or certifier.certify(transcript.public_key)
         finally:
             self._busy = False
             self._pending = None
@@ -114,10 +127,14 @@ class ComparisonDesk:
             return JoinRefusal.TOO_OFTEN
         return None
 
-    async def _exchange(self, stream: JoinStream, mesh: MeshId, leaf: bytes) -> Transcript:
+    async def _exchange(
+        self, stream: JoinStream, mesh: MeshId, leaf: bytes, certifier: Certifier
+    ) -> Transcript | JoinRefusal:
         nonce, shown = secrets.token_bytes(NONCE_BYTES), fingerprint(leaf)
         await stream.send_frame(encode_join(Commitment(commit(mesh, shown, nonce))))
         offer = decode_step(await stream.receive_frame(), Offer)
+        if refusal := certifier.refusal(offer.public_key):  # before a person is asked
+            return refusal
         await stream.send_frame(encode_join(Reveal(nonce)))
         return Transcript(mesh, NO_INVITE, nonce, offer.nonce, shown, offer.public_key, Domain.COMPARISON)
 

@@ -104,23 +104,31 @@ async def redeem(invite: Invite, key: Ed25519PrivateKey, now: datetime) -> Joine
     return Joined(await ask(desk, request, key, now), desk.node, desk.address)
 
 
-async def renew(credentials: Credentials, addresses: Sequence[str], now: datetime) -> Credentials:
+def _trusted(issuer: NodeId) -> bool:
+    return False
+
+
+async def renew(
+    credentials: Credentials, addresses: Sequence[str], now: datetime, revoked: Callable[[NodeId], bool] = _trusted
+) -> Credentials:
     """The same membership with a certificate that starts anew; `addresses` of members: an issuer is found.
 
-    Works up to 180 days after the old certificate ended. `InviteError` when the issuer refuses, `PeerError` or
-    `LinkLost` when there is no issuer of this mesh.
+    Any issuer of the mesh will do that is not `revoked`. Works up to 180 days after the old certificate ended.
+    `InviteError` when the issuer refuses, `PeerError` or `LinkLost` when there is no issuer of this mesh.
     """
 
-    def check(root: x509.Certificate, _: x509.Certificate) -> None:
+    def check(root: x509.Certificate, issuer: x509.Certificate) -> None:
         if root != credentials.root:
             raise PeerError("another mesh answers there")
+        if revoked(node_id_of(key_bytes(issuer))):
+            raise PeerError("the issuer there was revoked")
 
     desk = await find_issuer(addresses, check, now)
     key, nonce = credentials.key, secrets.token_bytes(NONCE_BYTES)
     spki = spki_of(key.public_key())
     proof = Transcript(credentials.mesh_id, NO_INVITE, desk.nonce, nonce, fingerprint(desk.leaf), spki, Domain.RENEWAL)
-    old = credentials.chain[0].public_bytes(Encoding.DER)
-    return await ask(desk, Renew(old, nonce, proof.sign(key)), key, now)
+    old, issuer = (certificate.public_bytes(Encoding.DER) for certificate in credentials.chain)
+    return await ask(desk, Renew(old, nonce, proof.sign(key), issuer), key, now)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshnode.errors import PeerError
+from meshnode.errors import ConfigError, PeerError
 from meshnode.identity.certificates import Authority, Role, make_node
 from meshnode.identity.chains import check_renewable, key_bytes, mesh_id_of_root, parse_certificate
 from meshnode.identity.credentials import Credentials
@@ -59,7 +60,9 @@ class JoinDesk:
         """Set where machines of the local network may ask without an invite."""
         self.book = book
         self.barred: Callable[[NodeId], bool] = lambda node: False
-        """Whether a node was revoked: its key gets no certificate, by invite or renewal."""
+        """Whether a node was revoked: its key gets no certificate, by invite, number or renewal."""
+        self.revoked: Callable[[NodeId], bool] = lambda issuer: False
+        """Whether the root revoked an issuer: what it signed is not renewed, and if it is this one, nobody gets in."""
 
     def renew(self, credentials: Credentials, issuer: Authority) -> None:
         """Show and sign with these from now on."""
@@ -71,6 +74,7 @@ class JoinDesk:
 
         `ConfigError` (`InviteError` for the addresses) when it cannot be made.
         """
+        self.require_valid()
         now = self._now().replace(microsecond=0)
         invite_id, secret = secrets.token_bytes(INVITE_ID_BYTES), secrets.token_bytes(SECRET_BYTES)
         pins = mesh_pin(self._credentials.mesh_id), issuer_pin(key_bytes(self._issuer.certificate))
@@ -80,6 +84,22 @@ class JoinDesk:
         await self.change(lambda book: book.create(entry))
         return invite
 
+    def require_valid(self) -> None:
+        """`ConfigError` when what is signed here would be worth nothing."""
+        ended = self._issuer.certificate.not_valid_after_utc
+        if self.revoked(self.issuer):
+            raise ConfigError("the root of this mesh revoked the issuer on this node", "Invite from another issuer.")
+        if self._now() > ended:
+            raise ConfigError(
+                f"this node's certificate as an issuer ended on {ended:%Y-%m-%d}",
+                "Run `meshnode issuer add` for it again, on the machine that holds the root key.",
+            )
+
+    @property
+    def issuer(self) -> NodeId:
+        """The hash of the key that signs here."""
+        return node_id_of(key_bytes(self._issuer.certificate))
+
     async def change(self, change: Callable[[InviteBook], InviteBook]) -> InviteBook:
         """Apply `change` (create, revoke) and make it durable."""
         async with self._turn:
@@ -88,6 +108,8 @@ class JoinDesk:
 
     async def handle(self, stream: JoinStream) -> None:
         """One JOIN connection; `PeerError` or `LinkLost` when it goes wrong."""
+        if self.revoked(self.issuer):
+            await refuse(stream)
         nonce = secrets.token_bytes(NONCE_BYTES)
         leaf = _der(self._credentials.chain[0])
         welcome = Welcome(_der(self._credentials.root), _der(self._issuer.certificate), nonce)
@@ -110,8 +132,8 @@ class JoinDesk:
         key = asked.public_key
         transcript = Transcript(mesh_id, asked.invite_id, nonce, asked.nonce, fingerprint(leaf), key)
         transcript.check_signature(asked.signature)
-        if self.barred(node_id_of(key)):
-            return JoinRefusal.BARRED
+        if refusal := self.refusal(key):
+            return refusal
         async with self._turn:
             now = self._now()
             book, answer = self.book.redeem(transcript, asked.mac, now)
@@ -129,9 +151,14 @@ class JoinDesk:
         if self.comparisons is None:
             return JoinRefusal.CLOSED
         mesh = mesh_id_of_root(self._credentials.root)
-        return await self.comparisons.meet(stream, asked, mesh, leaf, self._certify)
+        return await self.comparisons.meet(stream, asked, mesh, leaf, self)
 
-    def _certify(self, key: bytes) -> bytes:
+    def refusal(self, key: bytes) -> JoinRefusal | None:
+        """Why `key` (SPKI) gets no certificate whatever it proves, if so."""
+        return JoinRefusal.BARRED if self.barred(node_id_of(key)) else None
+
+    def certify(self, key: bytes) -> bytes:
+        """A member's certificate (DER) for `key`, which a person here has approved."""
         return _der(make_node(self._issuer, public_key_of(key), Role.MEMBER, self._now()))
 
     def _renew(self, asked: Renew, nonce: bytes, leaf: bytes) -> bytes | JoinRefusal:
@@ -140,10 +167,13 @@ class JoinDesk:
         mesh_id = mesh_id_of_root(self._credentials.root)
         proof = Transcript(mesh_id, NO_INVITE, nonce, asked.nonce, fingerprint(leaf), key, Domain.RENEWAL)
         proof.check_signature(asked.signature)
-        if self.barred(node_id_of(key)):
+        if refusal := self.refusal(key):
+            return refusal
+        issuer = parse_certificate(asked.issuer) if asked.issuer else self._issuer.certificate
+        if self.revoked(node_id_of(key_bytes(issuer))):
             return JoinRefusal.BARRED
         try:
-            role = check_renewable(old, self._issuer.certificate, now)
+            role = check_renewable(old, issuer, self._credentials.root, now)
         except PeerError:
             return JoinRefusal.NOT_RENEWABLE
         return _der(make_node(self._issuer, public_key_of(key), role, now))
@@ -155,6 +185,12 @@ class JoinDesk:
         with trio.CancelScope(shield=True):
             await self._persist(book)
         self.book = book
+
+
+async def refuse(stream: JoinStream) -> NoReturn:
+    """Where nobody is let in. Raises `PeerError`."""
+    await stream.send_frame(encode_join(NotAdmitted(JoinRefusal.CLOSED.value)))
+    raise PeerError("a joiner was refused: this node is no issuer, or a revoked one")
 
 
 def _der(certificate: x509.Certificate) -> bytes:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from meshnode.errors import LinkLost, MeshError, PeerError
+from meshnode.errors import Barred, LinkLost, MeshError, PeerError
 from meshnode.wire import limits
 
 HEAD_START_S = 0.25
@@ -29,8 +29,8 @@ async def first_success(
 ) -> _T:
     """The first result of `attempt(address)`; the others are cancelled, a late second one is discarded.
 
-    The first `most` addresses, `timeout_s` each. Without any result: `PeerError` when somebody
-    answered and was wrong, else `LinkLost`; the text names every address and its problem.
+    The first `most` addresses, `timeout_s` each. Without any result: `Barred` when somebody said that, `PeerError`
+    when somebody answered and was wrong, else `LinkLost`; the text names every address and its problem.
     """
     results: list[_T] = []
     problems: dict[str, MeshError] = {}
@@ -59,5 +59,8 @@ async def first_success(
     if results:
         return results[0]
     text = "; ".join(f"{address}: {problem}" for address, problem in problems.items()) or "no address is known"
+    for problem in problems.values():
+        if isinstance(problem, Barred):
+            raise Barred(text, problem.reason)
     wrong = any(isinstance(problem, PeerError) for problem in problems.values())
     raise (PeerError if wrong else LinkLost)(text)

@@ -6,13 +6,16 @@ Invariant: whatever ends a stream comes out as `LinkLost`; whatever the peer sen
 from __future__ import annotations
 
 import ssl
+from _ssl import ENCODING_DER  # what `peer_identity` needs is private until 3.13
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import trio
 
 from meshnode.errors import LinkLost, PeerError
-from meshnode.identity.chains import PeerIdentity
+from meshnode.identity.chains import PeerIdentity, key_bytes, parse_certificate, peer_identity
+from meshnode.identity.ids import node_id_of
 from meshnode.io.transport.addresses import join_address
 from meshnode.wire import limits
 from meshnode.wire.framing import FrameDecoder, encode_frame
@@ -21,6 +24,7 @@ from meshnode.wire.preface import StreamClass
 FRAME_LIMITS = {
     StreamClass.CONTROL: limits.CONTROL_FRAME,
     StreamClass.REQUEST: limits.REQUEST_FRAME,
+    StreamClass.ISSUER: limits.JOIN_FRAME,
     StreamClass.BULK: limits.BULK_FRAME,
 }
 
@@ -90,6 +94,14 @@ class FramedStream:
     def peer_certificate(self) -> bytes | None:
         """The peer's leaf in DER."""
         return self._tls.getpeercert(binary_form=True)  # type: ignore[no-any-return]  # forwarded untyped by trio
+
+    def peer_identity(self) -> PeerIdentity:
+        """Who OpenSSL verified at the other end, with its issuer. `PeerError` for what is no node's certificate."""
+        peer = peer_identity(parse_certificate(self.peer_certificate() or b""))
+        # `SSLObject.get_verified_chain` is public from 3.13; what it calls has been there since 3.10.
+        chain = self._tls._ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+        issuer = key_bytes(parse_certificate(chain[1].public_bytes(ENCODING_DER)))
+        return replace(peer, issuer=node_id_of(issuer))
 
     async def send_frame(self, payload: bytes) -> None:
         """Send one frame, whole. Cancelled in the middle, the stream is lost."""
@@ -184,14 +196,34 @@ def broken_is_lost() -> Iterator[None]:
         raise _explain(broken) from None
 
 
+_OTHER_MESH = "it belongs to another mesh"
+_CLOCKS = "compare the clocks of both machines"
+_VERDICTS = {
+    2: _OTHER_MESH,
+    9: f"certificate is not valid yet; {_CLOCKS}",
+    18: _OTHER_MESH,
+    19: _OTHER_MESH,
+    20: _OTHER_MESH,
+}
+"""Numbers of OpenSSL's x509_vfy.h whose own words a person could not act on."""
+_ALERTS = {
+    "UNKNOWN_CA": "unknown ca, so the peer belongs to another mesh",
+    "BAD_CERTIFICATE": f"bad certificate, or one that is not valid yet there; {_CLOCKS}",
+}
+"""The same for what the other end says (RFC 8446, 6.2); it has no alert of its own for what is not valid yet."""
+
+
 def _explain(broken: BaseException) -> PeerError | LinkLost:
     cause = broken.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return PeerError(f"the peer's certificate is refused: {cause.verify_message}")
+        verdict = _VERDICTS.get(cause.verify_code, cause.verify_message)
+        return PeerError(f"the peer's certificate is refused: {verdict}")
     if isinstance(cause, ssl.SSLError):
         reason = cause.reason or type(cause).__name__
         if "ALERT" in reason or "CERTIFICATE" in reason:
-            return PeerError(f"TLS was refused: {reason.lower().replace('_', ' ')}")
+            alert = reason.partition("ALERT_")[2]
+            told = _ALERTS.get(alert, (alert or reason).lower().replace("_", " "))
+            return PeerError(f"the peer refuses this node's certificate: {told}")
         return LinkLost(f"TLS ended: {reason.lower().replace('_', ' ')}")
     return LinkLost(
         "the connection was closed" if isinstance(broken, trio.ClosedResourceError) else "the connection broke"

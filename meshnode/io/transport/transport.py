@@ -12,17 +12,18 @@ that a connection holds one seat of the gate, five seconds and 64 KiB.
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
-from meshnode.errors import ConfigError, LinkLost, MeshError, PeerError
-from meshnode.identity.chains import parse_certificate, peer_identity
+from meshnode.errors import Barred, ConfigError, LinkLost, MeshError, PeerError
+from meshnode.identity.chains import PeerIdentity
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, short
 from meshnode.io.transport.addresses import is_lan_host, split_address
@@ -45,6 +46,13 @@ from meshnode.wire.preface import (
     hello,
 )
 
+log = logging.getLogger("meshnode.transport")
+
+TELL_AGAIN_S = 60.0
+"""A refusal that repeats is logged once a minute: peers dial again every five seconds."""
+TOLD = 64
+"""Refusals remembered for that; beyond, new ones are only counted, so that strangers cannot fill a disk."""
+
 
 @dataclass(frozen=True)
 class Handlers:
@@ -57,14 +65,12 @@ class Handlers:
     member: Callable[[Stream], Awaitable[None]]
     join: Callable[[JoinStream], Awaitable[None]] | None = None
     stage: Callable[[bytes, socket.socket], Awaitable[None]] | None = None
-    admit: Callable[[NodeId], None] = lambda node: None
-    """Raises PeerError when the node behind a good certificate gets no stream; the text travels to it."""
 
 
 class Transport:
     """Authenticated streams between the members of one mesh.
 
-    With `lan_only`, nothing outside the local network is ever dialed, whoever announces it, also by name.
+    With `lan_only`, nothing outside the local network is ever dialed, whoever announces it, and no name looked up.
     """
 
     def __init__(self, credentials: Credentials, *, lan_only: bool = False) -> None:
@@ -73,6 +79,9 @@ class Transport:
         self._streams = Gate(limits.MEMBER_STREAMS, limits.STREAMS_PER_PEER)
         self._dialing: dict[NodeId, trio.CapacityLimiter] = {}
         self._counts: Counter[str] = Counter()
+        self._told: dict[tuple[str, str], float] = {}
+        self.admit: Callable[[PeerIdentity], None] = lambda peer: None
+        """Raises `Barred` when the node behind a good certificate gets no stream, whoever dialed. It hears the text."""
         self.renew(credentials)
 
     def renew(self, credentials: Credentials) -> None:
@@ -106,7 +115,10 @@ class Transport:
                 stream = await first_success(addresses, attempt, Stream.aclose, limits.DIAL_TIMEOUT_S)
         except (PeerError, LinkLost) as problem:
             self._counts["dial_failed"] += 1
-            raise type(problem)(f"{short(node_id)} cannot be reached ({problem})") from None
+            text = f"{short(node_id)} cannot be reached ({problem})"
+            if isinstance(problem, Barred):
+                raise Barred(text, problem.reason) from None
+            raise type(problem)(text) from None
         self._counts["dialed"] += 1
         return stream
 
@@ -132,8 +144,8 @@ class Transport:
         try:
             with broken_is_lost():
                 await raw.send_all(encode_preface(preface))
-                tls = trio.SSLStream(metered, self._client)
-                await tls.do_handshake()
+            tls = trio.SSLStream(metered, self._client)
+            await _shake_hands(tls, raw)
             return await self._introduce(FramedStream(tls, limits.HELLO_FRAME), node_id, preface)
         except BaseException:
             await trio.aclose_forcefully(metered)
@@ -141,9 +153,15 @@ class Transport:
 
     async def _introduce(self, framed: FramedStream, node_id: NodeId, preface: Preface) -> Stream:
         """Check who answered, say HELLO and wait for theirs: only that proves that they took our certificate."""
-        peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
+        peer = framed.peer_identity()
         if peer.node_id != node_id:
             raise PeerError(f"{short(peer.node_id)} answers there")
+        try:
+            self.admit(peer)
+        except Barred as problem:
+            await framed.send_frame(encode_hello(Refused(str(problem)[:200], barred=True)))
+            await framed.aclose()
+            raise PeerError("it was revoked from the mesh") from None  # not by the peer: by this node
         ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
         await framed.send_frame(encode_hello(ours))
         check_hello(decode_hello(await framed.receive_frame()), ours, peer.node_id)
@@ -223,7 +241,7 @@ class Transport:
             preface = decode_preface(await _receive_exactly(raw, PREFACE_BYTES))
             match preface.kind:
                 case Kind.MEMBER:
-                    stream = await self._accept_member(raw, preface, held, handlers.admit)
+                    stream = await self._accept_member(address, raw, preface, held)
                 case Kind.JOIN if handlers.join is not None:
                     scope.deadline += limits.JOIN_TIMEOUT_S - limits.PREFACE_TIMEOUT_S
                     await self._accept_join(raw, handlers.join, scope)
@@ -236,23 +254,34 @@ class Transport:
             self._counts["accept_timed_out"] += 1
         return stream
 
-    async def _accept_member(
-        self, raw: trio.SocketStream, preface: Preface, held: ExitStack, admit: Callable[[NodeId], None]
-    ) -> Stream:
-        framed = await _serve_tls(raw, self._server, limits.HELLO_FRAME)
-        peer = peer_identity(parse_certificate(framed.peer_certificate() or b""))
+    async def _accept_member(self, address: str, raw: trio.SocketStream, preface: Preface, held: ExitStack) -> Stream:
+        try:
+            framed = await _serve_tls(raw, self._server, limits.HELLO_FRAME)
+            peer = framed.peer_identity()
+        except PeerError as problem:
+            self._tell(address, str(problem))
+            raise
         ours = hello(preface, self._credentials.mesh_id, self._credentials.node_id)
         theirs = decode_hello(await framed.receive_frame())
         try:
             check_hello(theirs, ours, peer.node_id)
-            admit(peer.node_id)
+            self.admit(peer)
             held.enter_context(self._streams.seat(peer.node_id))
         except PeerError as problem:
-            await framed.send_frame(encode_hello(Refused(str(problem)[:200])))
+            self._tell(f"{short(peer.node_id)} at {address}", str(problem))
+            await framed.send_frame(encode_hello(Refused(str(problem)[:200], isinstance(problem, Barred))))
             await framed.aclose()
             raise
         await framed.send_frame(encode_hello(ours))
         return Stream(framed, peer, preface.stream_class)
+
+    def _tell(self, who: str, problem: str) -> None:
+        """Log why a member's connection came to nothing: the other end is often a machine away."""
+        now = trio.current_time()
+        self._told = {key: at for key, at in self._told.items() if at > now - TELL_AGAIN_S}
+        if (who, problem) not in self._told and len(self._told) < TOLD:
+            self._told[who, problem] = now
+            log.warning("a connection of %s is refused: %s", who, problem)
 
     async def _accept_join(
         self, raw: trio.SocketStream, handler: Callable[[JoinStream], Awaitable[None]], scope: trio.CancelScope
@@ -290,38 +319,36 @@ async def _listen(host: str | None, port: int) -> list[trio.SocketListener]:
 async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
     """A TCP connection with TCP_NODELAY; `LinkLost` when there is none to be had."""
     host, port = split_address(address)
-    reason = "outside the local network, which this node does not leave"
+    if lan_only and not is_lan_host(host):  # a name neither: asking for it would leave the network already
+        raise LinkLost("outside the local network, which this node leaves only with --wan")
     try:
-        for each in await _near(host, port) if lan_only else [host]:
-            try:
-                return await trio.open_tcp_stream(each, port)
-            except OSError as problem:
-                reason = problem.strerror or "the connection was refused"
+        return await trio.open_tcp_stream(host, port)
     except socket.gaierror as problem:
         reason = problem.strerror or "the name is not known"
+    except OSError as problem:
+        reason = problem.strerror or "the connection was refused"
     except UnicodeError:  # names come from announcements; Python refuses empty and long labels before it looks them up
         reason = "no host can have that name"
     raise LinkLost(reason)
 
 
-async def _near(host: str, port: int) -> list[str]:
-    """The local addresses of `host`. They are dialed by number: a second look-up could answer differently."""
-    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found if is_lan_host(str(entry[4][0]))]
-
-
 async def _serve_tls(raw: trio.SocketStream, context: ssl.SSLContext, frame_limit: int) -> FramedStream:
     tls = trio.SSLStream(MeteredStream(raw, limits.UNAUTHENTICATED_BYTES), context, server_side=True)
+    await _shake_hands(tls, raw)
+    return FramedStream(tls, frame_limit)
+
+
+async def _shake_hands(tls: trio.SSLStream[MeteredStream], raw: trio.SocketStream) -> None:
     with broken_is_lost():
         try:
             await tls.do_handshake()
         except trio.BrokenResourceError:
-            # trio drops the alert that says why; without it the dialer sees nothing but an end.
+            # trio drops the alert that says why; without it the other end sees nothing but an end.
             alert = tls._outgoing.read()
             if alert:
-                await raw.send_all(alert)
+                with suppress(trio.BrokenResourceError):
+                    await raw.send_all(alert)
             raise
-    return FramedStream(tls, frame_limit)
 
 
 async def _receive_exactly(raw: trio.SocketStream, count: int) -> bytes:

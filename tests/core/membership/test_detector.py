@@ -163,6 +163,29 @@ def test_a_clean_leave_reaches_those_who_are_not_linked() -> None:
         assert world.nodes[name].roster.entries[name_to_id("n1")].left
 
 
+def test_a_goodbye_that_was_held_up_says_nothing_of_the_next_life() -> None:
+    world = mesh(3)
+    world.crash("n1")
+    world.add("n1", 100, incarnation=2)
+    world.meet("n2", "n1")
+    world.run(3)
+    world.hand("n0", on.Received(name_to_id("n1"), Leave()))
+    assert [effect.peer for effect in world.effects("n0", do.CloseLink)] == [name_to_id("n1")]
+    world.run(3)
+    assert present(world, "n0", name_to_id("n1"))
+    assert world.nodes["n0"].links.up(name_to_id("n1"))
+
+
+def test_a_link_that_is_forgotten_is_closed_so_that_nobody_is_linked_unknown() -> None:
+    world = mesh(3)
+    left = world.nodes["n1"].node
+    world.hand("n1", on.Stopping())
+    world.run(1)
+    for name in ("n0", "n2"):
+        assert left in [effect.peer for effect in world.effects(name, do.CloseLink)]
+        assert left not in world.nodes[name].links.links
+
+
 def test_who_is_left_alone_tries_those_who_left() -> None:
     world = mesh(2)
     world.hand("n1", on.Stopping())

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from meshnode.core.membership import gossip as module
-from meshnode.core.membership.gossip import FANOUT, PULL_S, RETRY_S, Gossip, pick
+from meshnode.core.membership.gossip import FANOUT, RETRY_S, Gossip, pick
 from meshnode.identity.ids import NodeId
 from tests.core.node.mesh import name_to_id
 
@@ -71,8 +71,8 @@ def test_a_rumour_ends_after_its_rounds_and_when_everybody_has_it() -> None:
 def test_what_is_new_is_asked_for_once_until_the_answer_had_its_time() -> None:
     made = gossip({Y})
     assert made.named(PEERS[0], (X, Y), 8, 0.0) == (X,)
-    assert made.named(PEERS[1], (X,), 8, PULL_S / 2) == ()
-    assert made.named(PEERS[1], (X,), 8, PULL_S) == (X,)
+    assert made.named(PEERS[1], (X,), 8, RETRY_S / 2) == ()
+    assert made.named(PEERS[1], (X,), 8, RETRY_S) == (X,)
     made.saw(X)
     assert made.named(PEERS[1], (X,), 8, 99.0) == ()
     assert made.deadline() is None

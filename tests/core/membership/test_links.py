@@ -3,7 +3,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshnode.core.membership.links import GRACE_S, KEEP_S, PING_S, REDIAL_MAX_S, REDIAL_MIN_S, SILENCE_S, Links
+from meshnode.core.membership.links import (
+    BARRED_REDIAL_S,
+    GRACE_S,
+    KEEP_S,
+    PING_S,
+    REDIAL_MAX_S,
+    REDIAL_MIN_S,
+    SILENCE_S,
+    Links,
+)
 from tests.core.node.mesh import name_to_id
 
 A, B = name_to_id("a"), name_to_id("b")
@@ -38,6 +47,18 @@ def test_failed_dials_are_repeated_with_growing_gaps_up_to_a_bound() -> None:
     links.opened(A, now)
     links.closed(A, "reset", now)
     assert links.links[A].dial_at == now + REDIAL_MIN_S, "a link that came up starts over"
+
+
+def test_a_peer_that_bars_this_node_is_left_alone_for_long() -> None:
+    links = Links()
+    links.know(A, 0.0)
+    assert dialed(links, 0.0) == [A]
+    links.closed(A, "revoked", 1.0, barred=True)
+    assert dialed(links, BARRED_REDIAL_S) == []
+    assert dialed(links, 1.0 + BARRED_REDIAL_S) == [A]
+    links.opened(A, 2000.0)
+    links.closed(A, "reset", 2000.0)
+    assert links.links[A].dial_at == 2000.0 + REDIAL_MIN_S, "let in again, it is a peer like any other"
 
 
 def test_silence_ends_a_link_and_any_word_keeps_it() -> None:
@@ -96,6 +117,16 @@ def test_a_watched_peer_is_pinged_every_second_and_only_the_newest_answer_counts
     assert links.links[A].rtt_s == 0.25, "an answer counts once"
     links.pong(B, second, PING_S)
     assert B not in links.links
+
+
+def test_pings_that_are_due_soon_go_with_the_one_that_is_due_and_stay_with_it() -> None:
+    links = Links()
+    for node, at in ((A, 0.0), (B, 0.2)):
+        links.opened(node, at)
+        links.watch(node, at)
+        assert [link.node for link in links.pings(at)] == [node]
+    assert [link.node for link in links.pings(PING_S)] == [A, B]
+    assert links.deadline() == 2 * PING_S
 
 
 def test_other_links_are_pinged_often_enough_to_outlast_the_silence() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,9 +11,10 @@ from meshnode.core.membership import revocation as module
 from meshnode.core.membership.revocation import Revocations
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.snapshot import status
 from meshnode.errors import ConfigError, PeerError
-from meshnode.identity.ids import NodeId, node_id_of
-from meshnode.wire.messages import Have, Revoke
+from meshnode.identity.ids import NodeId, node_id_of, short
+from meshnode.wire.messages import AnyMessage, Claim, Have, Refuse, Revoke
 from tests.core.node.mesh import ISSUER, MESH, HashAuthor, HashAuthority, World, name_to_id, revocation
 
 ROOT = NodeId(MESH)
@@ -61,6 +63,62 @@ def test_the_root_revokes_an_issuer_and_everything_it_signed() -> None:
     assert made.bars(A, HashAuthor(A, "member", OTHER))
     assert not made.bars(A, HashAuthor(A, "member", ISSUER))
     assert not made.bars(B), "and its list counts no longer"
+
+
+def test_why_a_node_is_out_is_told_with_who_said_so() -> None:
+    made = known(revocation(1, A, C), revocation(1, B, issuer=ROOT), revocation(1, C, issuer=OTHER))
+    assert made.reason(A, ISSUER) == f"issuer {short(ISSUER)} revoked it"
+    assert made.reason(B) == "the root of the mesh revoked it"
+    assert made.reason(name_to_id("d"), ISSUER) == ""
+    made.offer(revocation(2, B, ISSUER, issuer=ROOT))
+    assert made.reason(name_to_id("d"), ISSUER) == f"the root of the mesh revoked its issuer {short(ISSUER)}"
+    assert made.reason(A) == "", "a revoked issuer's list counts no longer"
+    assert made.reason(C) == f"issuer {short(OTHER)} revoked it"
+
+
+def test_whom_a_revoked_issuer_let_in_stays_out_when_its_certificate_is_forgotten(mesh: World) -> None:
+    node = mesh.nodes["a"]
+    mesh.hand("a", on.Revoked(revocation(1, ISSUER, issuer=ROOT)))
+    revocations = node.membership.revocations
+    assert B not in node.roster.authors
+    assert revocations.expelled(B)
+    mesh.hand("a", on.PeerFound(B, ("b:1",)))
+    assert B not in node.links.links, "a hint of it is not dialed"
+    assert not revocations.expelled(name_to_id("nobody knows")), "others may be of another issuer"
+    revocations.readmit(B)
+    assert not revocations.expelled(B), "with a certificate of another issuer it is a member again"
+
+
+def test_a_node_that_is_out_says_so_and_stops_dialing(mesh: World) -> None:
+    mesh.hooks.append(lambda name, effect: isinstance(effect, do.Dial))
+    before = len(mesh.log)
+    mesh.hand("d", on.LinkClosed(A, "revoked from the mesh", barred=True))
+    mesh.run(60)
+    mine = [effect for name, effect in mesh.log[before:] if name == "d"]
+    assert not any(isinstance(effect, do.Dial) and effect.node == A for effect in mine)
+    seen = status(mesh.nodes["d"], mesh.now, api_url="", issuer=False)
+    assert next(peer.state for peer in seen.peers if peer.node == A) == "barred"
+    (warning,) = seen.warnings
+    assert "this node is out of the mesh" in warning
+    assert "a says: revoked from the mesh" in warning
+    assert "a new invite" in warning
+
+
+def test_a_plan_with_a_revoked_node_is_not_granted(mesh: World) -> None:
+    mesh.hand("b", on.Revoked(revocation(1, C)))
+    mesh.cut = {frozenset((name_to_id("a"), B))}
+    mesh.serve("a")
+    mesh.run(0.5)
+    claim = next(effect.message for _, effect in mesh.log if isinstance(effect, do.Send) and _claims(effect.message))
+    plan = msgspec.structs.replace(claim, stages=tuple(msgspec.structs.replace(x, node=C) for x in claim.stages))
+    mesh.hand("b", on.Received(name_to_id("a"), plan))
+    answers = [effect.message for name, effect in mesh.log if name == "b" and isinstance(effect, do.Send)]
+    assert [each.reason for each in answers if isinstance(each, Refuse)] == ["revoked"]
+    assert not mesh.nodes["b"].ledger.held
+
+
+def _claims(message: AnyMessage) -> bool:
+    return isinstance(message, Claim)
 
 
 def test_an_issuer_cannot_revoke_an_issuer() -> None:

@@ -21,9 +21,10 @@ Number = tuple[str, int, int]
 numbers = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 3)), max_size=12)
 
 
-def record(name: str, incarnation: int = 1, sequence: int = 1) -> Announce:
+def record(name: str, incarnation: int = 1, sequence: int = 1, *, left: bool = False) -> Announce:
     node = name_to_id(name)
-    body = Body(MESH, node, incarnation, sequence, f"{name} {incarnation}.{sequence}", (f"{name}:1",), 100)
+    text = f"{name} {incarnation}.{sequence}"
+    body = Body(MESH, node, incarnation, sequence, text, (f"{name}:1",), 100, left=left)
     return announce(body, HashAuthority(node))
 
 
@@ -99,9 +100,7 @@ def test_what_others_tell_of_this_node_is_not_kept() -> None:
 
 def test_who_left_is_listed_and_comes_back_by_a_newer_word_only() -> None:
     made = roster()
-    made.offer(record("a", 1, 1), now=0.0)
-    made.leave(name_to_id("a"))
-    made.leave(name_to_id("stranger"))
+    made.offer(record("a", 1, 2, left=True), now=0.0)
     assert made.body(name_to_id("a")) is None
     assert not made.offer(record("a", 1, 1), now=1.0)
     assert made.entries[name_to_id("a")].left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from meshnode.core.membership.announcement import Body, announce, fingerprint
@@ -18,8 +19,8 @@ def body(incarnation: int = 1, sequence: int = 0) -> Body:
     return Body(MESH, ME.node, incarnation, sequence, "me", (), 0)
 
 
-def copy(incarnation: int, sequence: int) -> Announce:
-    return announce(body(incarnation, sequence), ME)
+def copy(incarnation: int, sequence: int, *, alarm: bool = False) -> Announce:
+    return announce(msgspec.structs.replace(body(incarnation, sequence), alarm=alarm), ME)
 
 
 def voice(incarnation: int = 5) -> Voice:
@@ -83,7 +84,19 @@ def test_a_node_that_is_outdone_twice_in_an_hour_has_a_copied_key() -> None:
     assert number(made) == (12, 1)
     assert made.body is not None
     assert made.body.alarm
-    assert not made.heard_itself(copy(13, 1), 70.0, verify=True), "two of them do not outdo each other for ever"
+    told = copy(13, 1, alarm=True)
+    assert not made.heard_itself(told, 70.0, verify=True), "two of them do not outdo each other for ever"
+
+
+def test_a_copy_that_was_restarted_and_knows_nothing_is_told_again() -> None:
+    made = voice()
+    made.heard_itself(copy(5, 1), 10.0, verify=True)
+    made.speak(body(), 11.0)
+    assert made.heard_itself(copy(8, 1), 20.0, verify=True)
+    made.speak(body(), 21.0)
+    assert number(made) == (9, 1)
+    assert made.body is not None
+    assert made.body.alarm
 
 
 def test_twice_in_two_hours_is_no_alarm() -> None:

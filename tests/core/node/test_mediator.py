@@ -53,6 +53,33 @@ def test_nodes_that_know_one_common_peer_all_link_to_each_other(mesh: World) -> 
         assert all(peer.rtt_ms == pytest.approx(2000 * DELAY_S) for peer in peers)
 
 
+def test_a_node_at_new_addresses_says_so_and_is_dialed_there(mesh: World) -> None:
+    mesh.hand("a", on.AddressesChanged(("a:2",)))
+    mesh.run(1)
+    for name in ("b", "c"):
+        assert mesh.nodes[name].addresses_of(name_to_id("a")) == ("a:2",)
+    assert mesh.nodes["a"].addresses_of(name_to_id("a")) == ("a:2",)
+
+
+def test_a_member_that_moved_unheard_is_dialed_where_it_was_seen_and_then_believed_itself(mesh: World) -> None:
+    a, b = name_to_id("a"), name_to_id("b")
+    mesh.cut = {frozenset((a, b)), frozenset((a, name_to_id("c")))}
+    mesh.run(9)
+    mesh.log.clear()
+    mesh.hand("b", on.PeerFound(a, ("a:2", "a:3", "a:4")))
+    mesh.run(6)
+    assert do.Dial(a, ("a:2", "a:3", "a:1")) in mesh.effects("b", do.Dial)
+    mesh.cut = set()
+    mesh.run(6)
+    assert mesh.nodes["b"].links.up(a)
+    assert mesh.nodes["b"].addresses_of(a) == ("a:1",)
+
+
+def test_where_a_member_says_itself_that_it_is_nobody_needs_to_hint(mesh: World) -> None:
+    mesh.hand("b", on.PeerFound(name_to_id("a"), ("a:1",)))
+    assert not mesh.nodes["b"].hints
+
+
 def test_a_model_that_no_node_can_hold_is_served_by_all_together(mesh: World) -> None:
     mesh.serve("a")
     mesh.run(2)

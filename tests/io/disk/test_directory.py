@@ -13,9 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshnode.errors import ConfigError
-from meshnode.identity.certificates import Role, make_node
+from meshnode.identity.certificates import Authority, Role, make_issuer, make_node
 from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import node_id_of
 from meshnode.identity.invite_book import InviteBook, new_entry
+from meshnode.identity.issuers import Appointment
+from meshnode.identity.keys import private_key_pem, spki_of
 from meshnode.io.disk.directory import DataDirectory
 from tests.identity.mesh import TestMesh
 
@@ -187,3 +190,65 @@ def test_another_nodes_credentials_are_our_own_bug(data: DataDirectory) -> None:
     credentials = replace(joined(data, TestMesh(NOW)), key=Ed25519PrivateKey.generate())
     with pytest.raises(AssertionError):
         data.join_mesh(credentials)
+
+
+def appoint(data: DataDirectory, mesh: TestMesh) -> Authority:
+    """An issuer's certificate of `mesh` for the key that this directory would issue with."""
+    key = data.issuer_key()
+    return Authority(make_issuer(mesh.root, key.public_key(), mesh.now), key)
+
+
+def test_an_appointed_issuer_certifies_itself_and_is_one_after_a_restart(data: DataDirectory) -> None:
+    mesh = TestMesh(NOW)
+    assert data.join_mesh(joined(data, mesh)).issuer is None
+    issuer = appoint(data, mesh)
+    held = data.install_issuer(issuer, NOW)
+    assert held.issuer is not None
+    assert held.credentials.chain[1] == issuer.certificate
+    again = data.membership(NOW)
+    assert again is not None
+    assert again.credentials.chain == held.credentials.chain
+    assert stat.S_IMODE((data.path / "issuer.key").stat().st_mode) == 0o600
+    assert spki_of(data.issuer_key().public_key()) == spki_of(issuer.key.public_key()), "the same key every year"
+    assert data.invites() == InviteBook()
+    assert data.root() is None
+
+
+@pytest.mark.parametrize("left", ["issuer.key", "issuer.pem"])
+def test_an_appointment_that_a_crash_cut_off_is_whole_or_not_there(data: DataDirectory, left: str) -> None:
+    mesh = TestMesh(NOW)
+    before = data.join_mesh(joined(data, mesh))
+    issuer = appoint(data, mesh)
+    pem = (data.path / "mesh.pem").read_bytes()
+    data.install_issuer(issuer, NOW)
+    (data.path / "mesh.pem").write_bytes(pem)  # the last of three files
+    if left == "issuer.key":
+        (data.path / "issuer.pem").unlink()  # and the second
+        held = data.membership(NOW)
+        assert held is not None
+        assert (held.issuer, held.credentials.chain) == (None, before.credentials.chain)
+    else:
+        held = data.membership(NOW)
+        assert held is not None
+        assert held.credentials.chain[1] == issuer.certificate, "who joins here must find leaf and issuer to match"
+
+
+def test_the_root_signs_only_for_its_own_mesh(data: DataDirectory) -> None:
+    made = data.make_mesh(NOW)
+    root = data.root()
+    assert root is not None
+    assert root.certificate == made.credentials.root
+    assert data.has_root()
+    (data.path / "root.key").write_bytes(private_key_pem(Ed25519PrivateKey.generate()))
+    with pytest.raises(ConfigError, match="not the key of this mesh"):
+        data.root()
+
+
+def test_whom_the_root_appointed_is_kept_and_damage_is_told(data: DataDirectory) -> None:
+    assert data.appointments() == ()
+    known = (Appointment(node_id_of(b"a"), "attic", node_id_of(b"b"), NOW),)
+    data.store_appointments(known)
+    assert data.appointments() == known
+    (data.path / "issuers.json").write_bytes(b"[{")
+    with pytest.raises(ConfigError, match=r"issuers\.json"):
+        data.appointments()

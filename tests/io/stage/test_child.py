@@ -302,6 +302,26 @@ async def test_a_stage_certificate_of_another_node_is_refused(mesh):
             await (await secured(dialed, theirs, stage_name(0, run, NodeId(other.node_id)), server=False)).greet(fence)
 
 
+async def test_streams_with_a_revoked_node_end_and_it_is_not_let_in_again(mesh):
+    events = Events()
+    neighbour = NodeId(mesh.head_name.split(".")[-2])
+    async with serving(mesh, events) as (stage, head, back):
+        await stage.bar((NodeId("a" * 52),))
+        await head.send(prompt(mesh.fence, 1, [4, 5, 6]))
+        assert isinstance(await back.read(), SampledFrame), "another node's end is nothing to it"
+        await stage.bar((neighbour,))
+        with pytest.raises(trio.BrokenResourceError):
+            await back.read()
+        ours, its = tcp_pair()
+        with ours, pytest.raises(StageError) as refused:
+            await stage.connect(UPSTREAM, its)
+        assert refused.value.reason == "no_credentials"
+        with pytest.raises(StageError) as refused:
+            await introduce(stage, mesh)
+        assert refused.value.reason == "barred"
+        assert (await stage.ping()).state == "loaded"
+
+
 async def test_a_greeting_of_another_run_is_refused(mesh):
     async with refusing(mesh, "stale_fence") as dialed:
         stream = await secured(dialed, mesh, mesh.head_name, server=False)

@@ -91,7 +91,10 @@ def test_own_addresses_are_private_and_likely_ones_first(monkeypatch: pytest.Mon
         "eth1": ["10.0.0.9"],
     }
     interfaces(monkeypatch, {"lo": True, "docker0": True, "eth0": True, "eth1": False}, hosts)
-    assert local_addresses(8420) == ("192.168.1.5:8420", "[fd00::5]:8420", "169.254.3.4:8420", "172.17.0.1:8420")
+    local = ("192.168.1.5:8420", "[fd00::5]:8420", "169.254.3.4:8420", "172.17.0.1:8420")
+    assert local_addresses(8420) == local
+    public = ("203.0.113.9:8420", "[2001:db8::5]:8420")
+    assert local_addresses(8420, wan=True) == (*local[:2], *public, *local[2:])
 
 
 def test_a_machine_alone_names_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

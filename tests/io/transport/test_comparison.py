@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshnode.errors import ConfigError, InviteError, MeshError, PeerError
 from meshnode.identity.certificates import Role
+from meshnode.identity.ids import node_id_of
+from meshnode.identity.keys import spki_of
 from meshnode.io.transport.comparison import join_by_number
 from meshnode.io.transport.comparison_desk import ComparisonDesk, PendingJoin
 from meshnode.io.transport.join import Joined
@@ -121,6 +123,36 @@ async def test_nobody_at_the_issuer_means_no_after_its_time(issuer: Issuer, monk
         await ask(issuer, saying(True))
     await trio.testing.wait_all_tasks_blocked()
     assert comparisons(issuer).pending is None
+
+
+async def test_a_revoked_key_is_turned_away_before_anybody_is_asked(issuer: Issuer) -> None:
+    mine = Ed25519PrivateKey.generate()
+    asked: list[str] = []
+
+    async def same(number: str) -> bool:
+        asked.append(number)
+        return True
+
+    issuer.desk.barred = lambda node: node == node_id_of(spki_of(mine.public_key()))
+    with pytest.raises(InviteError, match="key was revoked from the mesh"):
+        await join_by_number([issuer.address], "", "kitchen", mine, issuer.now, same)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (asked, comparisons(issuer).pending) == ([], None)
+
+
+async def test_a_key_that_is_revoked_while_two_people_compare_gets_nothing(issuer: Issuer) -> None:
+    def approve(number: str) -> None:
+        issuer.desk.barred = lambda node: True
+        comparisons(issuer).approve(number)
+
+    with pytest.raises(InviteError, match="key was revoked from the mesh"):
+        await ask(issuer, saying(True, before=approve))
+
+
+async def test_a_revoked_issuer_lets_nobody_in_by_number(issuer: Issuer) -> None:
+    issuer.desk.revoked = lambda who: who == issuer.desk.issuer
+    with pytest.raises(PeerError, match="admits nobody"):
+        await ask(issuer, saying(True))
 
 
 async def test_without_the_local_network_or_a_desk_there_is_no_joining_by_number(issuer: Issuer) -> None:

@@ -9,11 +9,13 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshnode.errors import InviteError, LinkLost, MeshError, PeerError
-from meshnode.identity.certificates import Role
+from meshnode.errors import ConfigError, InviteError, LinkLost, MeshError, PeerError
+from meshnode.identity.certificates import Authority, Role, make_issuer
 from meshnode.identity.credentials import Credentials
+from meshnode.identity.ids import node_id_of
 from meshnode.identity.invite_book import FAILURES_THAT_LOCK
 from meshnode.identity.invites import Invite
+from meshnode.identity.keys import spki_of
 from meshnode.io.transport.join import Joined, renew
 from meshnode.io.transport.join import redeem as redeem_for
 from meshnode.io.transport.transport import Handlers, Transport
@@ -201,6 +203,50 @@ async def test_a_renewal_finds_the_issuer_among_many_members(issuer: Issuer, nur
     others = [f"127.0.0.1:{port}"] * 20
     fresh = await renew(member, [*others, issuer.address], issuer.now)
     assert fresh.node_id == member.node_id
+
+
+def second_issuer(mesh: TestMesh) -> TestMesh:
+    """The same mesh with an issuer that the same root made."""
+    other = TestMesh(mesh.now)
+    other.root = mesh.root
+    other.issuer = Authority(make_issuer(mesh.root, other.issuer.key.public_key(), mesh.now), other.issuer.key)
+    return other
+
+
+async def test_any_issuer_renews_what_another_one_signed(issuer: Issuer) -> None:
+    other = second_issuer(issuer.mesh)
+    member = other.node(Role.CLIENT, now=issuer.now - WEEK * 2)
+    fresh = await renew(member, [issuer.address], issuer.now)
+    assert (fresh.node_id, fresh.role) == (member.node_id, Role.CLIENT)
+    assert fresh.chain[1] == issuer.mesh.issuer.certificate
+    await dial(fresh, issuer)
+
+
+async def test_what_a_revoked_issuer_signed_is_not_renewed_by_another(issuer: Issuer) -> None:
+    other = second_issuer(issuer.mesh)
+    out = node_id_of(spki_of(other.issuer.key.public_key()))
+    issuer.desk.revoked = lambda who: who == out
+    with pytest.raises(InviteError, match="revoked from the mesh"):
+        await renew(other.node(), [issuer.address], issuer.now)
+    await renew(issuer.mesh.node(), [issuer.address], issuer.now)
+
+
+async def test_a_revoked_issuer_lets_nobody_in_and_is_asked_for_nothing(issuer: Issuer) -> None:
+    invite, member = await issuer.invite(), issuer.mesh.node()
+    with pytest.raises(PeerError, match="the issuer there was revoked"):
+        await renew(member, [issuer.address], issuer.now, lambda who: who == issuer.desk.issuer)
+    issuer.desk.revoked = lambda who: who == issuer.desk.issuer
+    with pytest.raises(PeerError, match="admits nobody"):
+        await redeem(invite, key(), issuer.now)
+    with pytest.raises(ConfigError, match="root of this mesh revoked the issuer"):
+        await issuer.invite()
+
+
+async def test_an_issuer_whose_year_is_over_says_how_to_go_on(issuer: Issuer) -> None:
+    issuer.now += timedelta(days=366)
+    with pytest.raises(ConfigError, match="as an issuer ended on") as told:
+        await issuer.invite()
+    assert "meshnode issuer add" in told.value.hint
 
 
 async def test_what_is_not_renewable_is_refused(issuer: Issuer) -> None:
