@@ -15,7 +15,7 @@ from meshnode.core.planning.lattice import START, Seat, Slices
 from meshnode.core.planning.pace import NEVER, Pace
 
 EXACT_NODES = 6
-"""Up to here always exact: 192 seats, or 606 where the head moves with stage 0."""
+"""Up to here always exact: 192 seats, or 486 where the head moves with stage 0."""
 
 EXACT_CELLS = 16_000_000
 """Above, exact while seats x (cells of a matrix + CELLS_A_SEAT) stay below this: counted, not timed, so that every
