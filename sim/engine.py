@@ -62,7 +62,8 @@ class Engine:
                 self.heads[effect.claim.fence] = effect.claim
                 self.machine.after(CONNECT_S * 2, lambda: self._open(effect.claim))
             case do.ServeHead():
-                self.serving[effect.fence] = self.heads[effect.fence]
+                if effect.fence in self.heads:  # else it was lost, and the mediator is about to hear of it
+                    self.serving[effect.fence] = self.heads[effect.fence]
             case do.DrainHead():
                 self._drain(effect.fence)
             case do.CloseHead():
