@@ -63,8 +63,9 @@ class Engine:
                 self.heads[effect.claim.fence] = Pipeline(self.machine, effect.claim)
                 self.machine.after(CONNECT_S * 2, lambda: self._open(effect.claim))
             case do.ServeHead():
-                self.serving.add(effect.fence)
-                self.heads[effect.fence].begin()
+                if effect.fence in self.heads:  # else it was lost, and the mediator is about to hear of it
+                    self.serving.add(effect.fence)
+                    self.heads[effect.fence].begin()
             case do.DrainHead():
                 self._drain(effect.fence)
             case do.CloseHead():

@@ -90,6 +90,11 @@ class PlanRequest(msgspec.Struct, frozen=True):
     context: int = 0
     lanes: int = 0
     kv_type: str = ""
+    only: tuple[str, ...] = ()
+    """Members by name or whole id, as in `exclude`."""
+    exclude: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
+    replicas: int = 0
 
 
 class PlanAnswer(msgspec.Struct, frozen=True):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from secrets import token_hex
 
 import trio
 from starlette.requests import Request
@@ -22,11 +20,9 @@ from meshnode.app.admin import (
     PlanAnswer,
     PlanRequest,
 )
+from meshnode.app.planning import answer
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.node.status import NodeStatus
-from meshnode.core.planning.demand import Demand, DeploymentId
-from meshnode.core.planning.plan import Plan
-from meshnode.core.planning.planner import make_plan
 from meshnode.errors import ConfigError
 from meshnode.identity.certificates import Role
 from meshnode.identity.invites import MOST_ADDRESSES, format_invite
@@ -113,19 +109,8 @@ class AdminRoutes:
     async def plan(self, request: Request) -> PlanAnswer:
         """POST /api/plan: what this mesh would do, now; nothing is loaded or reserved."""
         asked = decode(await read_body(request), PlanRequest)
-        demand = Demand(
-            deployment=DeploymentId(token_hex(8)),
-            version=1,
-            author=self._mediator.node,
-            manifest_digest=asked.footprint.manifest_digest,
-            model=asked.footprint.name,
-            context=asked.context,
-            lanes=asked.lanes,
-            kv_type=asked.kv_type,
-        )
-        inventory = self._mediator.inventory("")
-        outcome = await trio.to_thread.run_sync(partial(make_plan, demand, asked.footprint, inventory))
-        return PlanAnswer(plan=outcome) if isinstance(outcome, Plan) else PlanAnswer(shortfall=outcome)
+        inventory = self._mediator.inventory("", asked.footprint.weight_kind)
+        return await trio.to_thread.run_sync(answer, asked, inventory, self._mediator.node)
 
     async def shutdown(self, request: Request) -> None:
         """POST /api/shutdown: drain and leave."""

@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from meshnode.app.probing import Probing
-from meshnode.app.speed_main import MachineSpeed, SpeedRequest
+from meshnode.app.speed_main import KINDS, MachineSpeed, SpeedRequest
 from meshnode.app.stages import Stages
 from meshnode.core.membership.announcement import WAYS, Speed, Way
 from meshnode.core.node.events import Event, Measured
@@ -85,14 +85,17 @@ class Machine:
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-async def machine_speed(machine: Machine) -> dict[str, Speed]:
-    """Measure now, in a child process. Raises StageLost."""
+async def machine_speed(
+    machine: Machine, kinds: tuple[str, ...] = tuple(KINDS), started: Callable[[int], None] = lambda pid: None
+) -> dict[str, Speed]:
+    """Measure now, in a child process, whose id `started` gets before it begins. Raises StageLost."""
     size = min(WEIGHTS_BYTES, machine.memory // WEIGHTS_SHARE)
-    request = SpeedRequest(machine.threads, size, str(machine.folder))
+    request = SpeedRequest(machine.threads, size, str(machine.folder), kinds)
     answer = b""
     async with trio.open_nursery() as nursery:
         environment = native_environment(machine.threads)
         child = await ChildProcess.start(nursery, "the measuring process", _MODULE, environment)
+        started(child.pid)
         try:
             with trio.move_on_after(MEASURE_S):
                 await child.connection.send(msgspec.json.encode(request) + b"\n")

@@ -40,6 +40,7 @@ from meshnode.app.model_routes import ModelRoutes
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.passing import answer
 from meshnode.app.probing import Probing
+from meshnode.app.pulse import Pulse
 from meshnode.app.renewal import keep_renewed
 from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
@@ -129,6 +130,7 @@ class Node:
         self.membership = membership
         self.transport = Transport(membership.credentials, lan_only=not settings.wan)
         self.seats = HopSeats()
+        self.pulse = Pulse()
         self.mesh_port = 0
         self.api_url = ""
         self.desk: JoinDesk | None = None
@@ -152,6 +154,7 @@ class Node:
                 listener.close()
                 raise
             nursery.start_soon(self.runtime.run)
+            nursery.start_soon(self.pulse.run)
             await nursery.start(self.models.run)
             endpoint = self._endpoint(stop)
             self._endpoint_for_peers = endpoint
@@ -182,6 +185,7 @@ class Node:
                 node_file.unlink(missing_ok=True)
             await self._leave(http_stop)
             nursery.cancel_scope.cancel()
+        self.shelf.close()
 
     def status(self) -> NodeStatus:
         """The frozen snapshot."""
@@ -192,12 +196,15 @@ class Node:
             **{f"transport_{name}": value for name, value in self.transport.statistics().items()},
             "fetched_bytes": self.shelf.fetched_bytes,
             "unknown_hop_tokens": self.seats.unknown,
+            "loop_lag_worst_ms": self.pulse.worst_ms,
+            "loop_lag_usual_ms": self.pulse.usual_ms,
         }
         stages = self.stages.pids()
         return msgspec.structs.replace(
             frozen,
             opening=dict(self.models.opening),
             problems=tuple(self.models.problems),
+            unhealthy=tuple(filter(None, (self.pulse.sick, self.runtime.sick))),
             stages=stages,
             counters=counters,
             warnings=(*frozen.warnings, *self.issuing.warnings()),
@@ -216,6 +223,7 @@ class Node:
             memory_usable=offered_bytes(psutil.virtual_memory().available, settings.memory or None),
             incarnation=self.data.next_incarnation(),
             cores=cores,
+            startup_timeout_s=float(settings.startup_timeout),
             software=__version__,
             llama=version("llama-cpp-python"),
         )

@@ -114,6 +114,8 @@ class Runtime:
         self._stages: Stages | None = None
         self._heads: Heads | None = None
         self._changed = trio.Event()
+        self.sick = ""
+        """Why nothing can be promised at present, for people; empty: the data directory can be written."""
 
     def attach(self, links: Links, stages: Stages, heads: Heads) -> None:
         """The parts that effects are executed on."""
@@ -161,9 +163,12 @@ class Runtime:
         for effect in effects:
             try:
                 await self._execute(effect, nursery)
-            except (OSError, MeshError):
+                if isinstance(effect, do.Persist):
+                    self.sick = ""
+            except (OSError, MeshError) as error:
                 # Only Persist fails here. What stands behind it must not happen: a grant that is not on disk is none.
                 log.exception("%s could not be done, and what follows is left out", type(effect).__name__)
+                self.sick = f"its data directory cannot be written, so it takes no work: {error}"
                 return
 
     async def _guard(self, instead: Event | None, act: Callable[..., Awaitable[None]], *arguments: object) -> None:

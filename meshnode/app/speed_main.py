@@ -19,6 +19,7 @@ import trio
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.rig import Rig, RigOptions, open_rig
 from meshnode.core.membership.announcement import Speed
+from meshnode.core.node.offers import USUAL
 from meshnode.io.disk.lock import turn
 from meshnode.io.llama.speed import Timed, time_model
 from meshnode.wire.messages import RunOptions
@@ -47,6 +48,8 @@ class SpeedRequest(msgspec.Struct, frozen=True):
     """Weights of one timed model: larger than the processor's caches, as a slice is."""
     folder: str
     """Where the models may lie meanwhile."""
+    kinds: tuple[str, ...] = tuple(KINDS)
+    """Of weights; the first is measured in any case."""
 
 
 class MachineSpeed(msgspec.Struct, frozen=True):
@@ -59,17 +62,17 @@ def measure(request: SpeedRequest) -> MachineSpeed:
     """Measure this machine. Raises MeshError, OSError."""
     with tempfile.TemporaryDirectory(prefix="speed-", dir=request.folder) as folder:
         model = Path(folder) / "model.gguf"
-        write_model(*NARROW, "q8_0", model, _VOCABULARY)
+        write_model(*NARROW, USUAL, model, _VOCABULARY)
         narrow = time_model(model, request.threads)
         timed: dict[str, Timed] = {}
         stage_us = 0
-        for kind, type_ in KINDS.items():
+        for kind in dict.fromkeys((USUAL, *request.kinds)):
             layers = max(1, request.bytes // _LAYER_BYTES[kind])
-            write_model(layers, WIDTH, type_, model, _VOCABULARY)
+            write_model(layers, WIDTH, KINDS[kind], model, _VOCABULARY)
             timed[kind] = time_model(model, request.threads)
-            if kind == "q8_0":
+            if kind == USUAL:
                 stage_us = trio.run(_stage_us, model, request.threads)
-    wide = timed["q8_0"]
+    wide = timed[USUAL]
     read_us = narrow.weight_bytes / wide.weight_bytes * wide.decode_us
     layer_us = min(max(0.0, narrow.decode_us - read_us) / narrow.layers, LAYER_US_MAX)
     speeds = {

@@ -18,6 +18,7 @@ from typing import Final
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshnode.app.bench.delay import loopback
 from meshnode.app.bench.throwaway import ThrowawayMesh
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
@@ -36,6 +37,17 @@ from meshnode.wire.stage_protocol import DOWNSTREAM, UPSTREAM, Credentials, Even
 GREEDY: Final = Sampling(temperature=0.0)
 _SILENCE_MS: Final = 20_000
 """A busy test machine may halt a process for seconds; the mesh itself uses 2 s."""
+
+
+class Surroundings:
+    """What a rig's processes live in. Here: this machine as it is, and loopback between them."""
+
+    def started(self, stage: int, pid: int) -> None:
+        """A stage's process runs, and has loaded nothing yet."""
+
+    async def hop(self, number: int) -> tuple[socket.socket, socket.socket]:
+        """A TCP connection to stage `number` (or back to the head) from the one before: dialed, accepted."""
+        return loopback()
 
 
 @dataclass(frozen=True)
@@ -146,17 +158,19 @@ def slice_model(model: Path, options: RigOptions, folder: Path) -> SlicedModel:
 
 
 @asynccontextmanager
-async def open_rig(model: Path, options: RigOptions | None = None) -> AsyncIterator[Rig]:
+async def open_rig(
+    model: Path, options: RigOptions | None = None, around: Surroundings | None = None
+) -> AsyncIterator[Rig]:
     """Split `model`, start and connect everything; all of it is gone afterwards."""
     options = options or RigOptions()
     with tempfile.TemporaryDirectory(prefix="meshnode-rig-") as folder:
         sliced = await trio.to_thread.run_sync(slice_model, model, options, Path(folder))
-        async with _run(sliced, options) as rig:
+        async with _run(sliced, options, around or Surroundings()) as rig:
             yield rig
 
 
 @asynccontextmanager
-async def _run(sliced: SlicedModel, options: RigOptions) -> AsyncIterator[Rig]:
+async def _run(sliced: SlicedModel, options: RigOptions, around: Surroundings) -> AsyncIterator[Rig]:
     mesh = ThrowawayMesh.make()
     async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
         stages: list[StageProcess] = []
@@ -164,9 +178,11 @@ async def _run(sliced: SlicedModel, options: RigOptions) -> AsyncIterator[Rig]:
             name = f"stage {number}"
             stages.append(await StageProcess.spawn(nursery, name, threads=options.threads, on_event=_ignore))
             await stack.enter_async_context(stages[-1])
+            around.started(number, stages[-1].pid)
         await _introduce(mesh, stages)
         loaded = [await _load(stage, number, sliced, options) for number, stage in enumerate(stages)]
-        pipeline = await _connect(nursery, mesh, stages, options.serving(loaded[-1].vocabulary))
+        hops = [await around.hop(number) for number in range(len(stages) + 1)]
+        pipeline = await _connect(nursery, mesh, stages, hops, options.serving(loaded[-1].vocabulary))
         try:
             yield Rig(pipeline, stages, loaded, sliced)
         finally:
@@ -222,12 +238,15 @@ async def _load(stage: StageProcess, number: int, sliced: SlicedModel, options: 
 
 
 async def _connect(
-    nursery: trio.Nursery, mesh: ThrowawayMesh, stages: Sequence[StageProcess], serving: ServingOptions
+    nursery: trio.Nursery,
+    mesh: ThrowawayMesh,
+    stages: Sequence[StageProcess],
+    hops: Sequence[tuple[socket.socket, socket.socket]],
+    serving: ServingOptions,
 ) -> HeadPipeline:
-    """Loopback TCP for every hop: head -> stage 0 -> ... -> last stage -> head."""
+    """`hops`: head -> stage 0 -> ... -> last stage -> head."""
     key = Ed25519PrivateKey.generate()
     chain = mesh.chain_for(key.public_key(), mesh.head_name)
-    hops = [_loopback() for _ in range(len(stages) + 1)]
 
     async def own_end(connection: socket.socket, peer: int, *, server: bool) -> HeadStream:
         context = stage_context(server, chain, key, mesh.root_pem)
@@ -244,13 +263,3 @@ async def _connect(
         pipeline = HeadPipeline(serving, mesh.fence, to_first, from_last, silence_s=_SILENCE_MS / 1000)
         await nursery.start(_serve, pipeline)
     return pipeline
-
-
-def _loopback() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a TCP connection: the one that dialed, the one that accepted."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dialed = socket.create_connection(listener.getsockname())
-        accepted, _ = listener.accept()
-    for end in (dialed, accepted):
-        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return dialed, accepted

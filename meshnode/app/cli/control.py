@@ -86,8 +86,13 @@ class Control:
         """Control of the node that runs in `data`. Raises ConfigError when none does."""
         node = running_node(data)
         if node is None:
+            what = (
+                "the node here is dead: it ended without a word"
+                if (data / NODE_FILE).exists()
+                else "no node is running"
+            )
             raise ConfigError(
-                f"no node is running (data directory {data})",
+                f"{what} (data directory {data})",
                 hint="start one with `meshnode serve MODEL.gguf` or `meshnode join INVITE`, or say where with --data",
             )
         try:
@@ -199,7 +204,10 @@ class Control:
         try:
             response = self._client.request(method, path, content=content, headers=headers, timeout=patience_s)
         except httpx.TransportError as error:
-            raise Unavailable(f"the node does not answer ({type(error).__name__})") from error
+            text = (
+                f"the node's process is alive but does not answer ({type(error).__name__}): it is starting or unhealthy"
+            )
+            raise Unavailable(text) from error
         if response.is_success:
             return response.content
         raise _refusal(response, f"{method} {path}")

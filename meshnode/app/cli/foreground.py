@@ -18,6 +18,7 @@ import trio
 from meshnode.app.cli.failure import INTERRUPTED
 from meshnode.app.cli.logs import configure
 from meshnode.app.cli.view import View
+from meshnode.app.clock import WakefulClock
 from meshnode.app.config import Settings
 
 # The promise is 5 s in all; what is left covers the processes' own end.
@@ -42,7 +43,7 @@ def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | 
             settings.api_port,
         )
     with view:
-        trio.run(_until_interrupted, settings, run, view, clock=clock)
+        trio.run(_until_interrupted, settings, run, view, clock=clock or WakefulClock())
     return INTERRUPTED if view.interrupted else 0
 
 

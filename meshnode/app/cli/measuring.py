@@ -13,6 +13,7 @@ from rich.progress import Progress
 from meshnode.app.bench.joining import JoinOptions, print_join, run_join
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
+from meshnode.app.bench.planning import PlanOptions, print_plan, run_plan
 from meshnode.app.bench.split import SplitOptions, print_split, run_split
 from meshnode.app.cli.inquiries import write_json
 from meshnode.app.cli.tables import size
@@ -70,6 +71,16 @@ def bench_join(options: JoinOptions, as_json: bool) -> int:
         write_json(report)
     else:
         print_join(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def bench_plan(options: PlanOptions, as_json: bool) -> int:
+    """Compare predictions with what is measured; 0 when each is within the bar."""
+    report = _measured(partial(run_plan, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_plan(report, Console(highlight=False))
     return 0 if report.within else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -12,35 +13,61 @@ from rich.console import Console
 from meshnode.app.admin import PlanAnswer, PlanRequest
 from meshnode.app.cli.control import Control, running_node
 from meshnode.app.cli.inquiries import write_json
-from meshnode.app.cli.tables import plan_view
+from meshnode.app.cli.plans import plan_view
+from meshnode.app.cli.what_if import read_what_if
 from meshnode.app.config import Settings, host_name, parse_size
-from meshnode.core.planning import Demand, DeploymentId, Inventory, NodeInventory, Shortfall, make_plan
+from meshnode.app.planning import answer
+from meshnode.core.planning import Inventory, NodeInventory
 from meshnode.core.planning.inventory import offered_bytes
+from meshnode.errors import ConfigError
 from meshnode.identity.ids import NodeId
 from meshnode.io.llama.footprint import read_footprint
 
 
-def plan(model: Path, memories: Sequence[str], flags: Mapping[str, object], as_json: bool) -> int:
+@dataclass(frozen=True)
+class Imagined:
+    """Machines to plan for instead of the real ones: one for each size, or those of a file."""
+
+    memories: Sequence[str] = ()
+    what_if: Path | None = None
+
+
+def plan(model: Path, imagined: Imagined, flags: Mapping[str, object], as_json: bool, replicas: int = 0) -> int:
     """Show a plan (exit code 0) or the shortfall (1). Starts nothing, writes nothing."""
     settings = Settings.load(flags, os.environ)
+    if imagined.memories and imagined.what_if is not None:
+        raise ConfigError("--memory and --what-if both imagine machines", "Write the machines of --memory in the file.")
     request = PlanRequest(
         footprint=read_footprint(model.expanduser().absolute()),
         context=settings.context,
         # A set value is planned exactly; only the default may give way to what fits.
         lanes=settings.lanes if flags.get("lanes") else 0,
         kv_type=settings.kv_type,
+        only=settings.only,
+        exclude=settings.exclude,
+        cuts=settings.cuts,
+        replicas=replicas,
     )
-    answer = plan_here(request, memories, settings) if memories else _plan_there_or_here(request, settings)
+    if imagined.what_if is not None:
+        made = answer(request, *read_what_if(imagined.what_if))
+    elif imagined.memories:
+        made = plan_here(request, imagined.memories, settings)
+    else:
+        made = _plan_there_or_here(request, settings)
+    _show(made, request, as_json)
+    return 0 if made.plan is not None else 1
+
+
+def _show(made: PlanAnswer, request: PlanRequest, as_json: bool) -> None:
     if as_json:
-        write_json(answer)
-    elif answer.plan is not None:
+        write_json(made)
+    elif made.plan is not None:
         console = Console(highlight=False)
-        console.print(plan_view(answer.plan))
+        console.print(plan_view(made.plan))
         if request.footprint.whole_only:
             console.print(f"cannot be split: {request.footprint.whole_only}", markup=False, style="yellow")
-    elif answer.shortfall is not None:
-        Console(highlight=False, stderr=True, soft_wrap=True).print(answer.shortfall.text(), markup=False)
-    return 0 if answer.plan is not None else 1
+    elif made.shortfall is not None:
+        Console(highlight=False, stderr=True, soft_wrap=True).print(made.shortfall.text(), markup=False)
 
 
 def _plan_there_or_here(request: PlanRequest, settings: Settings) -> PlanAnswer:
@@ -57,15 +84,4 @@ def plan_here(request: PlanRequest, memories: Sequence[str], settings: Settings)
     if not named:
         named = [(host_name(), offered_bytes(psutil.virtual_memory().available, settings.memory or None))]
     nodes = tuple(NodeInventory(node=NodeId(name), name=name, usable_bytes=size) for name, size in named)
-    demand = Demand(
-        deployment=DeploymentId("plan"),
-        version=1,
-        author=nodes[0].node,
-        manifest_digest=request.footprint.manifest_digest,
-        model=request.footprint.name,
-        context=request.context,
-        lanes=request.lanes,
-        kv_type=request.kv_type,
-    )
-    made = make_plan(demand, request.footprint, Inventory(nodes=nodes))
-    return PlanAnswer(shortfall=made) if isinstance(made, Shortfall) else PlanAnswer(plan=made)
+    return answer(request, Inventory(nodes=nodes), nodes[0].node)

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from meshnode.app.admin import InviteListing, IssuerListing, PingAnswer
 from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
-from meshnode.core.planning.plan import Plan
 
 # Enough to tell nodes apart on a screen; nothing is ever compared by it.
 SHORT_ID = 8
@@ -35,7 +34,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def _grid(*columns: str, right: Iterable[str] = ()) -> Table:
+def plain_table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """A table without lines; the columns of `right` are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
@@ -48,6 +48,8 @@ def status_view(status: NodeStatus) -> RenderableType:
     for deployment in status.deployments:
         parts += [Text(), deployment_view(deployment)]
     parts += [Text(f"{model}: reading the file, {share(*part)}") for model, part in status.opening.items()]
+    parts += [Text(f"alive but unhealthy: {reason}", style="red") for reason in status.unhealthy]
+    parts += [Text(f"not loaded: {problem}", style="red") for problem in status.problems]
     if not status.deployments and not status.opening:
         parts += [Text(), Text("nothing is served: `meshnode serve MODEL.gguf` on any node of the mesh", style="dim")]
     return Group(*parts)
@@ -71,7 +73,7 @@ def warnings_view(status: NodeStatus) -> list[RenderableType]:
 
 def peers_table(status: NodeStatus) -> RenderableType:
     """This node and every other member it knows."""
-    table = _grid("MEMBER", "ID", "STATE", "OFFERS", "RTT", "SEEN", "ADDRESS", right=("OFFERS", "RTT", "SEEN"))
+    table = plain_table("MEMBER", "ID", "STATE", "OFFERS", "RTT", "SEEN", "ADDRESS", right=("OFFERS", "RTT", "SEEN"))
     own = PeerStatus(status.node, status.name, "this node", status.mesh_addresses, status.memory_usable)
     for peer in (own, *status.peers):
         table.add_row(
@@ -91,7 +93,7 @@ def members_table(status: NodeStatus) -> RenderableType:
     if not status.peers:
         return Text("no other member is known; `meshnode invite` lets one in", style="dim")
     columns = ("MEMBER", "ID", "ROLE", "STATE", "SEEN", "RTT", "PATH", "OFFERS", "SERVES", "")
-    table = _grid(*columns, right=("SEEN", "RTT", "OFFERS"))
+    table = plain_table(*columns, right=("SEEN", "RTT", "OFFERS"))
     for peer in status.peers:
         table.add_row(
             escape(peer.name),
@@ -124,11 +126,13 @@ def ping_view(answer: PingAnswer) -> RenderableType:
 def deployment_view(deployment: DeploymentStatus) -> RenderableType:
     """One model: who holds which layers, and how far it is."""
     head = Text.assemble((deployment.model, "bold"), "  ", _state_text(deployment.state))
+    if deployment.phase:
+        head.append(f" ({deployment.phase}, {deployment.percent} %)")
     if deployment.context:
         head.append(f"  context {deployment.context}, {deployment.lanes} lanes, KV {deployment.kv_type}", style="dim")
     parts: list[RenderableType] = [head]
     if deployment.stages:
-        table = _grid("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "STATE", right=("STAGE", "WEIGHTS", "KV"))
+        table = plain_table("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "STATE", right=("STAGE", "WEIGHTS", "KV"))
         for stage in deployment.stages:
             table.add_row(
                 str(stage.stage),
@@ -188,35 +192,9 @@ def _state(state: str) -> str:
     return f"[{_STYLES.get(state, 'yellow')}]{escape(state)}[/]"
 
 
-def plan_view(plan: Plan) -> RenderableType:
-    """A plan, stage by stage."""
-    table = _grid(
-        "STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "ENDS", "RESERVE", "TOTAL", "OF",
-        right=("STAGE", "WEIGHTS", "KV", "ENDS", "RESERVE", "TOTAL", "OF"),
-    )  # fmt: skip
-    for number, stage in enumerate(plan.stages):
-        table.add_row(
-            str(number),
-            escape(stage.name),
-            f"{stage.first}-{stage.last - 1}",
-            size(stage.weight_bytes),
-            size(stage.kv_bytes + stage.state_bytes),
-            size(stage.embedding_bytes + stage.output_bytes),
-            size(stage.reserve_bytes),
-            size(stage.total_bytes),
-            size(stage.usable_bytes),
-        )
-    head = Text.assemble(
-        (plan.model, "bold"),
-        f"  {len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}, context {plan.context}",
-        f", {plan.lanes} lanes, KV {plan.kv_type}",
-    )
-    return Group(head, table)
-
-
 def issuers_table(issuers: Iterable[IssuerListing], now: datetime) -> RenderableType:
     """Who may let others in, as far as the node that was asked knows."""
-    table = _grid("ISSUER", "NODE", "ID", "STATE", "CERTIFIED", "ENDS", right=("CERTIFIED",))
+    table = plain_table("ISSUER", "NODE", "ID", "STATE", "CERTIFIED", "ENDS", right=("CERTIFIED",))
     for issuer in issuers:
         left = (issuer.expires_at.astimezone(UTC) - now).total_seconds() if issuer.expires_at is not None else None
         table.add_row(
@@ -232,7 +210,7 @@ def issuers_table(issuers: Iterable[IssuerListing], now: datetime) -> Renderable
 
 def invites_table(invites: Iterable[InviteListing], now: datetime) -> RenderableType:
     """Invites and what became of them."""
-    table = _grid("INVITE", "ROLE", "STATE", "USED", "EXPIRES", right=("USED",))
+    table = plain_table("INVITE", "ROLE", "STATE", "USED", "EXPIRES", right=("USED",))
     for invite in invites:
         left = (invite.expires_at.astimezone(UTC) - now).total_seconds()
         table.add_row(

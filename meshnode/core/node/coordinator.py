@@ -94,8 +94,11 @@ class Coordinator:
 
     def changed(self, now: float) -> None:
         """The members, or what one of them offers, are others than before."""
+        if not self.deployments:
+            return
+        spared = {node for node, entry in self._membership.roster.entries.items() if entry.body.draining}
         for deployment in self.deployments.values():
-            deployment.changed(now)
+            deployment.changed(now, spared)
 
     def answered(self, peer: NodeId, message: Answer, now: float) -> None:
         """A participant's answer or report."""

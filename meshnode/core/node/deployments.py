@@ -11,7 +11,7 @@ a plan in the making, or a time or change that starts the next plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -36,6 +36,8 @@ SETTLE_S = 0.2
 """A change of the inventory waits this long for the next one, so that three joining nodes make one plan."""
 LOOK_S = 5.0
 """While a run serves, its plan is compared with a new one at most so often: announcements change all the time."""
+SPARE_S = 1.0
+"""The same where one of its machines is to be spared: somebody waits to switch it off."""
 RETRY_MIN_S = 0.5
 RETRY_MAX_S = 16.0
 """A random time of 0.5 to 1 s, doubled up to this: two coordinators that refuse each other do not do so for ever."""
@@ -142,11 +144,13 @@ class Deployment:
 
     # --- when to plan ---------------------------------------------------------------------------------------------
 
-    def changed(self, now: float) -> None:
-        """The inventory changed: plan again soon, if a plan is missing or the present one could be bettered."""
+    def changed(self, now: float, spared: Container[NodeId] = ()) -> None:
+        """The inventory changed: plan again soon, if a plan is missing or the present one could be bettered. `spared`:
+        nodes that are to have no work; they may be about to leave."""
         if self.current is not None:
-            at = max(now + SETTLE_S, self.looked_at + LOOK_S)
-            if self.plan_at is None or (self.better_since is not None and at < self.plan_at):
+            urgent = any(node in spared for node in self.current.participants)
+            at = max(now + SETTLE_S, self.looked_at + (SPARE_S if urgent else LOOK_S))
+            if self.plan_at is None or ((urgent or self.better_since is not None) and at < self.plan_at):
                 self.plan_at = at
         elif self.plan_at is None or self.failures == 0:
             self.plan_at = now + SETTLE_S

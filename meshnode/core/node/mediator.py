@@ -229,7 +229,7 @@ class Mediator:
         if draining != self.draining:
             self.draining = draining
             self._announce_soon(now)
-            self.coordinator.changed(now)
+            self.coordinator.changed(now)  # its own plans; the others hear of it by the announcement
 
     def _follow(self, now: float) -> None:
         """Do what membership asked for."""

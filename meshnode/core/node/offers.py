@@ -38,7 +38,8 @@ def inventory_of(mediator: Mediator, deployment: str, kind: str) -> Inventory:
         prefill_bytes_per_s=speed.prefill_bytes_per_s,
         layer_us=speed.layer_us,
         stage_us=speed.stage_us,
-        excluded="draining" if mediator.draining else "",
+        # Whose key was copied is left out by everybody, itself included (rules of the announcement).
+        excluded="draining" if mediator.draining else "unreachable" if mediator.membership.voice.alarm else "",
     )
     entries = mediator.roster.entries
     others = [_peer(mediator, node, entry, deployment, kind) for node, entry in entries.items()]

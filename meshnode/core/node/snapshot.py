@@ -135,7 +135,10 @@ def _elsewhere(mediator: Mediator) -> list[DeploymentStatus]:
 def _of_claim(
     mediator: Mediator, claim: Claim, state: str, states: dict[int, str], progress: dict[int, Progress]
 ) -> DeploymentStatus:
+    phase, percent = ("", 0) if state == "serving" else _phase(claim, states, progress)
     return DeploymentStatus(
+        phase=phase,
+        percent=percent,
         deployment=claim.deployment,
         model=claim.model,
         state=state,
@@ -163,6 +166,23 @@ def _of_claim(
         ),
     )
 
+
+def _phase(claim: Claim, states: dict[int, str], progress: dict[int, Progress]) -> tuple[str, int]:
+    """What the stage that is least far does, and per cent of it over all stages, each as heavy as its weights."""
+    at = {stage.stage: states.get(stage.stage, _PHASES[0]) for stage in claim.stages}
+    phase = min(at.values(), key=lambda state: _PHASES.index(state) if state in _PHASES else len(_PHASES))
+    done = 0
+    for stage in claim.stages:
+        part = progress.get(stage.stage)
+        if at[stage.stage] != phase:
+            done += stage.weight_bytes
+        elif part is not None and part.phase == phase and part.total > 0:
+            done += stage.weight_bytes * min(part.done, part.total) // part.total
+    return phase, 100 * done // max(1, sum(stage.weight_bytes for stage in claim.stages))
+
+
+_PHASES = ("claimed", "fetching", "fetched", "loading", "ready", "connected")
+"""States of a stage on its way, in order."""
 
 _SHOWN = {State.CLAIMING: "planning", State.FETCHING: "preparing", State.COMMITTING: "connecting"}
 """States of a run that people are told in other words."""

@@ -68,6 +68,10 @@ class DeploymentStatus(msgspec.Struct, frozen=True):
     note: str = ""
     """For people: the shortfall while waiting, the reason after a failure."""
     failures: int = 0
+    phase: str = ""
+    """While it is not serving yet, what its slowest stage does: claimed | fetching | loading | ready | connected."""
+    percent: int = 0
+    """Of that phase, over all stages."""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -89,6 +93,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Models of this node that are being hashed: bytes done, bytes in all."""
     problems: tuple[str, ...] = ()
     """Models of this node that could not be loaded, and why; the latest last."""
+    unhealthy: tuple[str, ...] = ()
+    """What is wrong with this node although it answers, for people; empty: nothing that it knows of."""
     stages: dict[str, int] = {}
     """Stage processes of this node: `<run>/<stage>` -> process id."""
     counters: dict[str, int] = {}

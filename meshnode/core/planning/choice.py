@@ -30,10 +30,6 @@ NEAR_PERCENT = 3
 """Single nodes whose predictions differ by less are equally fast: two measurements of one machine differ by that, and
 the one that need not fetch the file comes first."""
 
-SEEDED_NODES = (8, EXACT_NODES)
-"""Of many nodes so many of the most promising are looked at in every order, to begin with: the first number that
-`exact` has room for."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -127,9 +123,8 @@ class Chooser:
         """The better of two climbs: from `start`, and from the best order of the most promising nodes."""
         ranked = self._promising()
         starts = [start]
-        tries = (all_seats(self._slices, dominated, most, sorted(ranked[:size])) for size in SEEDED_NODES)
-        seats = next((seats for seats in tries if seats is not None), [])
-        best = Lattice(self._slices, seats, self._ranks).best()
+        few = sorted(ranked[:EXACT_NODES])  # never too many
+        best = Lattice(self._slices, all_seats(self._slices, dominated, most, few) or (), self._ranks).best()
         if best is not None:
             starts.append(best.order)
         orders = [improved(self._slices, order, ranked, most) for order in starts]

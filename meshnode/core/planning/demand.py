@@ -104,6 +104,8 @@ def _check_footprint(footprint: ModelFootprint) -> None:
     for layer in footprint.layers:
         if layer.weight_bytes <= 0:
             raise ModelError(f"the size of a layer of {footprint.name} is unknown")
+        if not 0 <= layer.read_bytes <= layer.weight_bytes:
+            raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
         if not (0 <= layer.kv_values <= _VALUES_MAX and 0 <= layer.state_bytes <= _STATE_MAX):
             raise ModelError(f"the footprint of {footprint.name} holds impossible sizes")
         sizes.append(layer.weight_bytes)

@@ -20,6 +20,8 @@ class LayerFootprint(msgspec.Struct, frozen=True):
     """K and V values cached per token (elements, not bytes); 0 for purely recurrent layers."""
     state_bytes: int = 0
     """Recurrent state per lane, bytes; 0 for attention layers."""
+    read_bytes: int = 0
+    """Of its weights, those that one token reads: the experts it is sent to, of a mixture of experts. 0: all."""
     kind: int = 0
     """Which kind of layer this is where an architecture mixes kinds (sliding/full, recurrent/attention)."""
 

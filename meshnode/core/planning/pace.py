@@ -93,7 +93,7 @@ class Pace:
         links: Iterable[LinkInventory],
     ) -> None:
         layers = [
-            layer.weight_bytes + 2 * layer.state_bytes + cache  # state is read and written
+            (layer.read_bytes or layer.weight_bytes) + 2 * layer.state_bytes + cache  # state is read and written
             for layer, cache in zip(footprint.layers, caches, strict=True)
         ]
         self.reads = tuple(accumulate(layers, initial=0))

@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.errors import ModelError
 from meshnode.io.llama.attention import default_kv_type, flash_attention, head_sizes
-from meshnode.io.llama.gguf_file import GgufModel, open_model
+from meshnode.io.llama.gguf_file import GgufModel, Tensor, open_model
 from meshnode.io.llama.manifest import group_tensors, layer_count
 from meshnode.io.llama.slicing import OUTPUT_WEIGHT, TOKEN_EMBEDDING
 from meshnode.io.llama.traits import Keys, ModelTraits, all_kinds_wanted, traits_of
@@ -34,7 +34,9 @@ def footprint_of(model: GgufModel, manifest_digest: str = "", file_name: str = "
     layers = layer_count(model)
     traits = traits_of(model.keys, layers)
     read = Keys(model.keys)
-    groups = {name: sum(tensor.size for tensor in tensors) for name, tensors in group_tensors(model).items()}
+    artifacts = group_tensors(model)
+    groups = {name: sum(tensor.size for tensor in tensors) for name, tensors in artifacts.items()}
+    reads = {name: sum(_read_bytes(tensor, read) for tensor in tensors) for name, tensors in artifacts.items()}
     embedding = groups.get(EMBEDDING, 0)
     tied = OUTPUT_WEIGHT not in model.by_name
     name = read.scalar_at("general.name")
@@ -48,7 +50,7 @@ def footprint_of(model: GgufModel, manifest_digest: str = "", file_name: str = "
         width=read.number("embedding_length"),
         vocabulary=model.by_name[TOKEN_EMBEDDING].dims[-1],
         context_trained=context,
-        layers=_layers(traits, read, groups),
+        layers=_layers(traits, read, groups, reads),
         embedding_bytes=embedding,
         output_bytes=groups.get(OUTPUT, 0) + (embedding if tied else 0),
         shared_bytes=groups.get(SHARED, 0),
@@ -71,7 +73,15 @@ def _weight_kind(model: GgufModel) -> str:
     return GGMLQuantizationType(sizes.most_common(1)[0][0]).name.lower() if sizes else ""
 
 
-def _layers(traits: ModelTraits, read: Keys, groups: dict[str, int]) -> tuple[LayerFootprint, ...]:
+def _read_bytes(tensor: Tensor, read: Keys) -> int:
+    """What one token reads of it: of the experts, which lie in one tensor, those that it is sent to."""
+    experts, used = read.number("expert_count"), read.number("expert_used_count")
+    return tensor.size * used // experts if "_exps." in tensor.name and 0 < used < experts else tensor.size
+
+
+def _layers(
+    traits: ModelTraits, read: Keys, groups: dict[str, int], reads: dict[str, int]
+) -> tuple[LayerFootprint, ...]:
     heads = read.per_layer("attention.head_count_kv", traits.layers)
     heads = heads or read.per_layer("attention.head_count", traits.layers) or [0] * traits.layers
     sizes = head_sizes(read, traits.layers)
@@ -87,6 +97,7 @@ def _layers(traits: ModelTraits, read: Keys, groups: dict[str, int]) -> tuple[La
         layers.append(
             LayerFootprint(
                 weight_bytes=groups.get(layer_name(index), 0),
+                read_bytes=reads.get(layer_name(index), 0),
                 kv_values=values if caches else 0,
                 state_bytes=state if recurrent else 0,
                 kind=traits.kind(index),

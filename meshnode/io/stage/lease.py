@@ -8,14 +8,21 @@ Invariant: after its end no frame is answered until a later lease came.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from math import inf
 
 
 def awake_and_asleep() -> float:
-    """Seconds of a clock that goes on while the machine sleeps (Linux has one; macOS's monotonic clock stops then)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    """Seconds of a clock that goes on while the machine sleeps: BOOTTIME of Linux, MONOTONIC of macOS (time.monotonic
+    stops there), GetTickCount64 of Windows, which is time.monotonic."""
+    if sys.platform == "win32":
+        return time.monotonic()
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
 
 
 class StageLease:

@@ -43,9 +43,11 @@ def test_an_endpoint_that_is_not_on_loopback_is_asked_where_it_is(tmp_path: Path
 
 def test_no_node_or_a_killed_one_is_the_users_to_start(tmp_path: Path) -> None:
     assert running_node(tmp_path) is None
+    with pytest.raises(ConfigError, match="no node is running"):
+        Control.of(tmp_path)
     # Above any process id that Linux gives by default.
     describe(tmp_path, RunningNode(pid=2**22 + 1, mesh_port=1, api_port=1))
-    with pytest.raises(ConfigError, match="no node is running") as refused:
+    with pytest.raises(ConfigError, match="the node here is dead") as refused:
         Control.of(tmp_path)
     assert "meshnode serve" in refused.value.hint
 

@@ -9,19 +9,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from meshnode.app.admin import InviteListing
-from meshnode.app.cli.tables import duration, invites_table, plan_view, size, status_view
+from meshnode.app.cli.tables import duration, invites_table, size, status_view
 from meshnode.app.cli.view import picture
-from meshnode.core.planning import (
-    Demand,
-    DeploymentId,
-    Inventory,
-    LayerFootprint,
-    ModelFootprint,
-    NodeInventory,
-    Plan,
-    make_plan,
-)
-from meshnode.identity.ids import NodeId
 from tests.app.cli.statuses import DEPLOYMENT, PEER, node
 
 
@@ -66,37 +55,6 @@ def test_an_empty_mesh_says_what_to_do_next() -> None:
 def test_a_name_from_a_peer_is_never_markup() -> None:
     hostile = msgspec.structs.replace(PEER, name="[red]x[/nonsense]", error="[/]")
     assert "[red]x[/nonsense]" in drawn(status_view(node(peers=(hostile,))))
-
-
-def a_plan() -> Plan:
-    footprint = ModelFootprint(
-        manifest_digest="0" * 64,
-        name="tiny",
-        architecture="llama",
-        width=64,
-        vocabulary=100,
-        context_trained=2048,
-        layers=tuple(LayerFootprint(weight_bytes=10**8, kv_values=64) for _ in range(4)),
-        embedding_bytes=10**6,
-        output_bytes=10**6,
-        boundaries=(1, 2, 3),
-    )
-    nodes = tuple(NodeInventory(node=NodeId(name), name=name, usable_bytes=4 * 10**8) for name in ("desk", "attic"))
-    demand = Demand(
-        deployment=DeploymentId("d"), version=1, author=nodes[0].node, manifest_digest="0" * 64, model="tiny"
-    )
-    made = make_plan(demand, footprint, Inventory(nodes=nodes))
-    assert isinstance(made, Plan)
-    return made
-
-
-def test_a_plan_shows_every_stage_with_its_layers_and_its_room() -> None:
-    plan = a_plan()
-    text = drawn(plan_view(plan))
-    assert "2 stages" in text
-    for stage in plan.stages:
-        assert f"{stage.first}-{stage.last - 1}" in text
-        assert size(stage.total_bytes) in text
 
 
 def test_invites_show_what_became_of_them() -> None:

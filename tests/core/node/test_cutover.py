@@ -342,3 +342,38 @@ def test_the_head_of_a_withdrawn_model_closes_with_every_run_of_it(split: World)
     assert all(not mediator.ledger.held for mediator in split.nodes.values())
     assert {m.reason for m in split.sent(Abort)} >= {"withdrawn"}
     assert footprint().name not in {d.model for d in split.status("a").deployments}
+
+
+@pytest.mark.parametrize("step", ["load", "probe", "disk"])
+def test_a_failure_late_in_the_successor_leaves_what_serves(step: str) -> None:
+    """Its stages do not load, its probe does not come back, or the decision cannot be written."""
+    world = roomy("a", "b", memory_mb=1300)
+    world.serve("a")
+    world.run(2)
+    first = serves(world)
+    full = False
+
+    def strike(name: str, effect: do.Effect) -> bool:
+        nonlocal full
+        match effect:
+            case do.PrepareStage(order=order) if step == "load" and name == "b":
+                world.report(name, Failed(order.fence, order.stage, "load_failed", "it does not load"))
+                return True
+            case do.OpenHead(claim=claim) if step == "probe":
+                world.later(lambda: world.hand("a", on.HeadFailed(claim.fence, "the probe did not come back")))
+                return True
+            case do.Persist() if step == "disk" and name == "a":
+                full = True
+            case do.Send(message=Commit()) if full:
+                return True  # as the runtime: what stands behind a failed write is left out
+        return False
+
+    world.hooks.append(strike)
+    world.hand("a", on.DrainWanted(name_to_id("a")))
+    world.run(LOOK_S + 14)
+    assert serves(world) == first
+    assert not [e for e in world.effects("a", do.DrainHead) + world.effects("a", do.CloseHead) if e.fence == first]
+    world.hooks.clear()
+    world.run(60)
+    assert serves(world).term > first.term
+    assert used(world) == {"b"}

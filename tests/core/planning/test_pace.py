@@ -5,7 +5,7 @@ import random
 import msgspec
 import pytest
 
-from meshnode.core.planning import Inventory, NodeInventory, Plan, make_plan
+from meshnode.core.planning import Inventory, LayerFootprint, NodeInventory, Plan, make_plan
 from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.pace import NEVER, pace_of
 from tests.core.planning.models import MB, RESERVE, demand, footprint, inventory
@@ -132,3 +132,11 @@ def test_a_pair_that_does_not_reach_each_other_is_no_hop():
     nodes = inventory(500 * MB, 500 * MB).nodes
     pace = pace_of(footprint(), 256, "q8_0", nodes, ("a", (LinkInventory("a", "b", reachable=False),)))
     assert (pace.hop(0, 1), pace.hop(1, 0) < NEVER) == (NEVER, True)
+
+
+def test_a_mixture_of_experts_reads_less_than_it_weighs():
+    layers = [LayerFootprint(100 * MB, 0, read_bytes=10 * MB)] * 8
+    node = (machine("a", 2000 * MB, decode_bytes_per_s=10**9, stage_us=1),)
+    plan = make_plan(demand(context=256), footprint(layers), Inventory(node))
+    assert plan.prediction.compute_us == (80 * MB + 40 * MB) // 1000 + 1
+    assert plan.stages[0].weight_bytes == 800 * MB

@@ -3,6 +3,7 @@ import re
 import msgspec
 
 from meshnode.core.planning import Inventory, Plan, Shortfall, make_plan
+from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.shortfall import gigabytes
 from tests.core.planning.models import MB, RESERVE, demand, footprint, inventory
 
@@ -114,3 +115,39 @@ def test_r61_sizes_are_decimal():
 def test_a_shortfall_travels_as_json():
     found = make_plan(demand(), footprint(), inventory(300 * MB))
     assert msgspec.json.decode(msgspec.json.encode(found), type=Shortfall) == found
+
+
+def test_layers_that_nobody_has_while_their_author_is_away_are_told_by_number():
+    nodes = list(inventory(900 * MB, 900 * MB).nodes)
+    nodes[0] = msgspec.structs.replace(nodes[0], cached={"d" * 64: ("layer.0", "layer.1", "layer.4")})
+    nodes[1] = msgspec.structs.replace(nodes[1], cached={"d" * 64: ("layer.6",), "e" * 64: ("layer.3",)})
+    found = make_plan(demand(author="z"), footprint(), Inventory(tuple(nodes)))
+    assert (found.reason, found.detail) == ("artifacts", "2-3, 5, 7")
+    assert any("nobody else has these of its layers: 2-3, 5, 7" in line for line in found.lines())
+    assert "Start the node that has the file" in found.advice
+
+
+def test_layers_of_a_node_that_leaves_can_still_be_fetched_and_those_of_one_that_is_gone_cannot():
+    nodes = inventory(900 * MB).nodes
+    everything = {"d" * 64: tuple(f"layer.{index}" for index in range(8))}
+    holder = msgspec.structs.replace(nodes[0], node="h", cached=everything, excluded="draining")
+    assert isinstance(make_plan(demand(author="z"), footprint(), Inventory((*nodes, holder))), Plan)
+    gone = msgspec.structs.replace(holder, excluded="unreachable")
+    assert make_plan(demand(author="z"), footprint(), Inventory((*nodes, gone))).reason == "artifacts"
+
+
+def test_nodes_that_would_be_enough_but_do_not_reach_each_other_are_told_so():
+    nodes = inventory(500 * MB, 500 * MB).nodes
+    barred = tuple(LinkInventory(a, b, reachable=False) for a, b in (("a", "b"), ("b", "a")))
+    found = make_plan(demand(context=256), footprint(), Inventory(nodes, barred))
+    assert (found.reason, found.short_by_bytes) == ("links", 0)
+    assert "short by" not in found.lines()[0]
+    assert "do not reach each other" in found.text()
+
+
+def test_r61_the_round_trip_to_each_participant_is_told():
+    nodes = inventory(300 * MB, 200 * MB).nodes
+    links = (LinkInventory("a", "b", rtt_us=2500), LinkInventory("b", "a", rtt_us=2400))
+    found = make_plan(demand(context=512), footprint(), Inventory(nodes, links))
+    assert [item.rtt_us for item in found.participants] == [0, 2400]
+    assert "2.4 ms away" in found.lines()[2]

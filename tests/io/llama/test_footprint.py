@@ -72,3 +72,12 @@ def test_what_cannot_be_split_reaches_the_plan_with_its_reason(tmp_path):
 def test_a_header_without_what_planning_needs_is_refused(missing, tmp_path):
     with pytest.raises(ModelError):
         read_footprint(build(tmp_path / "m.gguf", layers=2, keys={missing: None}))
+
+
+def test_a_token_reads_the_experts_that_it_is_sent_to_and_everything_else_of_a_layer(tmp_path):
+    mixture = read_footprint(build(tmp_path / "m.gguf", "qwen3moe", layers=2)).layers[0]
+    whole = read_footprint(build(tmp_path / "w.gguf", "qwen3moe", layers=2, keys={"expert_used_count": 4})).layers[0]
+    assert whole.read_bytes == whole.weight_bytes == mixture.weight_bytes
+    assert mixture.weight_bytes / 2 < mixture.read_bytes < mixture.weight_bytes  # two of four, and attention
+    plain = read_footprint(build(tmp_path / "p.gguf", layers=2)).layers[0]
+    assert plain.read_bytes == plain.weight_bytes
