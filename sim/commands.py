@@ -60,7 +60,7 @@ def _sweep(options: argparse.Namespace) -> int:
     try:
         for outcome in sweeping.sweep(wanted, options.jobs):
             done += 1
-            seconds += outcome.setting.until * outcome.setting.nodes
+            seconds += outcome.node_seconds
             if not outcome.good:
                 broken += 1
                 print(told(outcome), flush=True)
@@ -91,7 +91,7 @@ def _one(options: argparse.Namespace) -> int:
     began = time.perf_counter()
     outcome = run(setting)
     wall = time.perf_counter() - began
-    speed = outcome.ended_at * setting.nodes / wall
+    speed = outcome.node_seconds / wall
     print(
         f"trace {outcome.trace}  {outcome.events} events  {outcome.applied} announcements applied  "
         f"{outcome.answers} requests answered  {outcome.lies} lies told  "

@@ -71,6 +71,8 @@ class Machine:
         self.at = self.node
         """Its place in the network: the node's id, but for a second machine with the same key."""
         self.disk = Disk()
+        self.since = world.now
+        """When it came into the world."""
         self.on = True
         self.paused = False
         self.mediator: Mediator | None = None

@@ -173,7 +173,7 @@ def speed(profile: str) -> float:
     began = time.process_time()
     outcome = run(setting)
     took = time.process_time() - began
-    return outcome.ended_at * setting.nodes / took if outcome.good else 0.0
+    return outcome.node_seconds / took if outcome.good else 0.0
 
 
 def _spread_row(world: World, bar: float, updates: int) -> Row:

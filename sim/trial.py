@@ -72,6 +72,7 @@ class Outcome:
     """The last events before it, the last one is the bad one."""
     applied: int = 0
     lies: int = 0
+    node_seconds: float = 0.0
     answers: int = 0
     """Requests that got all their tokens."""
 
@@ -101,6 +102,7 @@ def run(setting: Setting) -> Outcome:
         detail=detail,
         tail=world.tail if rule else (),
         applied=world.checks.applied,
+        node_seconds=world.node_seconds,
         answers=world.requests.answered,
         lies=sum(sum(liar.told.values()) for liar in liars),
     )

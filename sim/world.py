@@ -69,11 +69,17 @@ class World:
         self._tail: deque[tuple[int, float, str, str]] = deque(maxlen=TAIL)
         self._digest = hashlib.sha256()
         self._deployments = 0
+        self._removed_s = 0.0
 
     @property
     def now(self) -> float:
         """Seconds since the world began."""
         return self.agenda.now
+
+    @property
+    def node_seconds(self) -> float:
+        """How long machines have been in this world, all of them together."""
+        return sum(self.now - machine.since for machine in self.machines.values()) + self._removed_s
 
     @property
     def trace(self) -> str:
@@ -112,6 +118,7 @@ class World:
         machine.crash(power=True)
         machine.on = False
         del self.machines[machine.at]
+        self._removed_s += self.now - machine.since
 
     def place_of(self, node: NodeId, addresses: tuple[str, ...]) -> NodeId:
         """Where a dial of `node` at these addresses ends: at its copy when that is what it named."""

@@ -101,7 +101,7 @@ def test_a_microbatch_that_comes_twice_is_found(monkeypatch: pytest.MonkeyPatch)
 def test_a_cache_that_forgets_or_belongs_to_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     gives = tokens.layer_gives
     world = serving()
-    monkeypatch.setattr(Slice, "_row", lambda _, row: replace(row, value=gives(0, row.position, b"", row.value)))
+    monkeypatch.setattr(Slice, "_row", lambda _, row: replace(row, value=gives(0, row.position, 0, row.value)))
 
     with pytest.raises(Violation, match="tokens: r"):
         world.agenda.run(30.0)
