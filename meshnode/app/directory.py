@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
 import trio
 
 from meshnode.app.heads import Heads, ServedRun
 from meshnode.app.passing import StreamedAnswer, ask
+from meshnode.app.replicas import Load, Replicas, header_of
 from meshnode.app.shelf import unavailable
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node.mediator import Mediator
+from meshnode.errors import LinkLost, MeshError, PeerError
 from meshnode.identity.certificates import Role
 from meshnode.identity.ids import NodeId
 from meshnode.io.http.backend import ModelListing, PassedRequest
@@ -22,6 +24,8 @@ from meshnode.wire.preface import StreamClass
 
 State = Literal["loading", "ready", "failed"]
 
+NOT_TAKEN = (429, 503)
+"""Statuses of an answer that another replica may give instead: its queue is full, or it drains."""
 DIALS = 4
 """Handshakes at once with one node: it takes 8 of one address, and other streams need some. One takes 2 ms."""
 
@@ -36,6 +40,7 @@ class MeshDirectory:
         self._transport = transport
         self._dialing: defaultdict[NodeId, trio.CapacityLimiter] = defaultdict(lambda: trio.CapacityLimiter(DIALS))
         self._being_read = opening
+        self._replicas = Replicas(trio.current_time)
 
     def models(self) -> tuple[ModelListing, ...]:
         """All models of the mesh, each id once; one that is ready hides others of its name."""
@@ -45,20 +50,67 @@ class MeshDirectory:
                 found[listing.id] = listing
         return tuple(found[name] for name in sorted(found))
 
-    def local(self, model_id: str) -> ServedRun | None:
-        """The run of that model whose head is here."""
-        return next((run for run in self._heads.serving.values() if run.id == model_id), None)
+    def local(self, model_id: str, *, passed: bool) -> ServedRun | None:
+        """The run of that model whose head is here, where a request would wait longer elsewhere, or may not go on."""
+        runs = [run for run in self._heads.serving.values() if run.id == model_id]
+        best = self._best(runs)
+        if best is None or passed:
+            return best
+        first = self._replicas.ranked(self._where(model_id), model_id, self._load(best))[0]
+        return best if first is None else None
 
     @asynccontextmanager
     async def pass_on(self, model_id: str, request: PassedRequest) -> AsyncIterator[StreamedAnswer]:
-        """Send the request to the node of the model's head. Raises Unavailable or LinkLost."""
-        node = self._where(model_id)
-        if node is None:
-            raise unavailable(model_id)
+        """Send the request to the head that answers soonest, and to the next where it was not taken.
+
+        Raises Unavailable or LinkLost.
+        """
+        problem: MeshError = unavailable(model_id)
+        nodes = self._replicas.ranked(self._where(model_id), model_id)
+        for node in nodes:
+            assert node is not None, "only others were ranked"
+            async with AsyncExitStack() as stack:
+                stack.enter_context(self._replicas.asking(node, model_id))
+                try:
+                    answered = await stack.enter_async_context(self._ask(node, request))
+                except (LinkLost, PeerError) as error:
+                    problem = error  # nothing was answered, so another may be asked
+                    continue
+                self._replicas.hear(node, model_id, answered.headers)
+                if answered.status in NOT_TAKEN and node != nodes[-1]:
+                    continue
+                yield answered
+                return
+        raise problem
+
+    @asynccontextmanager
+    async def _ask(self, node: NodeId, request: PassedRequest) -> AsyncIterator[StreamedAnswer]:
         async with self._dialing[node]:
             stream = await self._transport.dial(node, self._mediator.addresses_of(node), StreamClass.REQUEST)
         async with ask(stream, request) as answered:
             yield answered
+
+    def loads(self) -> tuple[tuple[str, str], ...]:
+        """The header that tells other nodes how busy the heads here are."""
+        runs: defaultdict[str, list[ServedRun]] = defaultdict(list)
+        for run in self._heads.serving.values():
+            runs[run.id].append(run)
+        best = {model: self._best(those) for model, those in runs.items()}
+        return (header_of({model: self._load(run) for model, run in best.items() if run is not None}),)
+
+    def _best(self, runs: list[ServedRun]) -> ServedRun | None:
+        """Of several heads here of one model."""
+        loads = [self._load(run) for run in runs]
+        usual = min((load.token_us for load in loads if load.token_us), default=1)
+        ranked = sorted(range(len(runs)), key=lambda number: loads[number].wait_us(usual))
+        return runs[ranked[0]] if runs else None
+
+    def _load(self, run: ServedRun) -> Load:
+        now = run.pipeline.statistics()
+        deployment = self._mediator.deployments.get(run.claim.deployment)
+        plan = None if deployment is None else deployment.plan
+        token_us = 0 if plan is None or plan.prediction is None else plan.prediction.token_us
+        return Load(len(run.claim.stages), now.lanes_busy + now.queued, token_us)
 
     def counters(self) -> Mapping[str, int]:
         """Lanes, queue and rejections of every head here, summed."""
@@ -90,11 +142,10 @@ class MeshDirectory:
             for served in entry.body.served
         ]
 
-    def _where(self, model_id: str) -> NodeId | None:
-        nodes = (
-            node for node, entry in self._linked() if any(served.model == model_id for served in entry.body.served)
-        )
-        return next(nodes, None)
+    def _where(self, model_id: str) -> Iterator[NodeId]:
+        for node, entry in self._linked():
+            if any(served.model == model_id for served in entry.body.served):
+                yield node
 
     def _linked(self) -> Iterator[tuple[NodeId, Entry]]:
         """Who can be asked now: what a mere client says that it serves must not draw others' prompts to it."""

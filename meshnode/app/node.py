@@ -365,7 +365,7 @@ class Node:
                     raise PeerError("only members get artifacts")
                 await serve_bulk(stream, self.shelf.library)
             case StreamClass.REQUEST:
-                await answer(stream, self._endpoint_for_peers.passed)
+                await answer(stream, self._endpoint_for_peers.passed, self.directory.loads)
             case StreamClass.ISSUER:
                 await self.issuing.serve(stream)
             case _:

@@ -8,7 +8,7 @@ Invariant: a stream carries one request, and a side that goes away is noticed by
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Final, TypeVar
 
@@ -85,8 +85,11 @@ async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedA
         await stream.aclose()
 
 
-async def answer(stream: Stream, app: ASGIApp) -> None:
-    """Serve the one request of `stream` on `app`. Raises LinkLost (the asker is gone) or PeerError (it lies)."""
+async def answer(stream: Stream, app: ASGIApp, more: Callable[[], Headers] = tuple) -> None:
+    """Serve the one request of `stream` on `app`; `more` gives headers for the asking node.
+
+    Raises LinkLost (the asker is gone) or PeerError (it lies).
+    """
     request: PassedRequest | None = None
     with trio.move_on_after(ASKED_S):
         request = await _receive(stream)
@@ -97,7 +100,7 @@ async def answer(stream: Stream, app: ASGIApp) -> None:
         nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
         try:
             async with answer_here(app, request) as answered:
-                await _send(stream, answered)
+                await _send(stream, answered, more())
         except MeshError as error:
             failed = error  # the nursery would wrap it, and the transport looks for what it is
         nursery.cancel_scope.cancel()
@@ -116,8 +119,9 @@ async def _receive(stream: Stream) -> PassedRequest:
     return PassedRequest(asked.method, asked.path, asked.headers, bytes(body))
 
 
-async def _send(stream: Stream, answered: PassedAnswer) -> None:
-    await stream.send_frame(msgspec.msgpack.encode(Answering(answered.status, answered.headers)))
+async def _send(stream: Stream, answered: PassedAnswer, more: Headers) -> None:
+    headers = (*answered.headers, *(pair for pair in more if all(map(_is_plain, pair))))
+    await stream.send_frame(msgspec.msgpack.encode(Answering(answered.status, headers)))
     async for chunk in answered.chunks:
         for at in range(0, len(chunk), PIECE):
             await stream.send_frame(chunk[at : at + PIECE])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from meshnode.app.cli.failure import guarded
+from meshnode.app.cli.benches import bench_group
+from meshnode.app.cli.registering import Json, command
 
 application = typer.Typer(
     name="meshnode",
@@ -21,22 +20,7 @@ application = typer.Typer(
 )
 
 
-def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a function as a command whose result is the exit code and whose errors are told, not traced."""
-
-    def register(run: Callable[..., int]) -> Callable[..., int]:
-        @wraps(run)
-        def guarded_run(*arguments: Any, **options: Any) -> NoReturn:
-            raise typer.Exit(guarded(lambda: run(*arguments, **options)))
-
-        group.command(name)(guarded_run)
-        return run
-
-    return register
-
-
 invites_group = typer.Typer(help="List invites, or revoke one.", invoke_without_command=True, rich_markup_mode=None)
-bench_group = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(invites_group, name="invites")
 application.add_typer(bench_group, name="bench")
 issuer_group = typer.Typer(help="Who may let others in.", no_args_is_help=True, rich_markup_mode=None)
@@ -45,7 +29,6 @@ root_group = typer.Typer(help="The key that made the mesh.", no_args_is_help=Tru
 application.add_typer(root_group, name="root")
 
 Data = Annotated[Path | None, typer.Option(help="Data directory; one per node. Default: the platform's place.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C; with --json a line a change.")]
 Peer = Annotated[str, typer.Argument(help="Its name, the beginning of its id, or the whole id.", metavar="PEER")]
 Model = Annotated[Path, typer.Argument(help="A GGUF file (of several: the first).", metavar="MODEL")]
@@ -409,83 +392,6 @@ def root_export(
     from meshnode.app.cli.roots import export as run
 
     return run(file, remove, data)
-
-
-@command(bench_group, "split")
-def bench_split(
-    model: Annotated[Path | None, typer.Option(help="Measure this GGUF instead of a synthetic one.")] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the synthetic model.")] = 24,
-    embd: Annotated[int, typer.Option(help="Its width.")] = 1024,
-    kind: Annotated[str, typer.Option("--type", help="Its tensor type.")] = "q8_0",
-    stages: Annotated[int, typer.Option(help="Measure 1 to this many stages.")] = 2,
-    threads: Annotated[int, typer.Option(help="Compute threads of a stage, and of plain llama.cpp.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Interleaved repetitions.")] = 5,
-    json: Json = False,
-) -> int:
-    """Plain llama.cpp and the split in turns: tokens per second, time to first token, cost of a stage and its hop."""
-    from meshnode.app.bench.split import SplitOptions
-    from meshnode.app.cli.measuring import bench_split as run
-
-    options = SplitOptions(
-        model=model, layers=layers, embd=embd, type=kind, stages=stages, threads=threads, rounds=rounds
-    )
-    return run(options, json)
-
-
-@command(bench_group, "memory")
-def bench_memory(
-    layers: Annotated[int, typer.Option(help="Layers of the synthetic models.")] = 24,
-    embd: Annotated[int, typer.Option(help="Their width.")] = 1024,
-    stages: Annotated[int, typer.Option(help="How many stages.")] = 2,
-    json: Json = False,
-) -> int:
-    """Memory of each stage beside its weights and its cache. Exit code 1 when it is more than the planner reserves."""
-    from meshnode.app.bench.memory import MemoryOptions
-    from meshnode.app.cli.measuring import bench_memory as run
-
-    return run(MemoryOptions(layers=layers, embd=embd, stages=stages), json)
-
-
-@command(bench_group, "join")
-def bench_join(
-    rounds: Annotated[int, typer.Option(help="How often; a round takes 15 s.")] = 5,
-    json: Json = False,
-) -> int:
-    """Seconds to join by invite, to see a mesh on this network, to find it again. Exit code 1 over a bar."""
-    from meshnode.app.bench.joining import JoinOptions
-    from meshnode.app.cli.measuring import bench_join as run
-
-    return run(JoinOptions(rounds=rounds), json)
-
-
-@command(bench_group, "plan")
-def bench_plan(
-    model: Annotated[Path | None, typer.Option(help="Try this GGUF instead of a synthetic one.")] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the synthetic model.")] = 12,
-    embd: Annotated[int, typer.Option(help="Its width.")] = 2048,
-    kind: Annotated[str, typer.Option("--type", help="Its tensor type.")] = "q8_0",
-    threads: Annotated[int, typer.Option(help="Compute threads of a stage.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Measured so often, in turns with the prediction.")] = 3,
-    json: Json = False,
-) -> int:
-    """Predicted and measured time of a token on six pipelines. Exit code 1 when one is more than 15 % off."""
-    from meshnode.app.bench.planning import PlanOptions
-    from meshnode.app.cli.measuring import bench_plan as run
-
-    return run(PlanOptions(model=model, layers=layers, embd=embd, type=kind, threads=threads, rounds=rounds), json)
-
-
-@command(bench_group, "model")
-def bench_model(
-    out: Annotated[Path, typer.Option(help="Where to write it.")],
-    layers: Annotated[int, typer.Option(help="Layers.")] = 24,
-    embd: Annotated[int, typer.Option(help="Width.")] = 1024,
-    kind: Annotated[str, typer.Option("--type", help="Tensor type: f32, f16, q8_0, q4_0, ...")] = "q8_0",
-) -> int:
-    """Write the synthetic benchmark model: Llama shape, 32k vocabulary, random weights."""
-    from meshnode.app.cli.measuring import bench_model as run
-
-    return run(out, layers, embd, kind)
 
 
 @command(application)

@@ -106,8 +106,11 @@ class Directory(Protocol):
         """All models of the mesh, each id once, in a stable order."""
         ...
 
-    def local(self, model_id: str) -> ServedModel | None:
-        """The model if its head runs here and is ready."""
+    def local(self, model_id: str, *, passed: bool) -> ServedModel | None:
+        """The model if its head runs here, is ready, and is the one to ask.
+
+        A request that was `passed` on by another node is served here if at all; any other may wait less elsewhere.
+        """
         ...
 
     def pass_on(self, model_id: str, request: PassedRequest) -> AbstractAsyncContextManager[PassedAnswer]:

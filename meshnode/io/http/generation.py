@@ -39,7 +39,7 @@ class GenerationRoutes:
     async def chat(self, request: Request) -> Response:
         """POST chat/completions."""
         body = await read_body(request)
-        model = self._find(body)
+        model = self._find(body, was_passed_on(request.scope))
         if isinstance(model, str):
             return self._pass_on(model, request, body)
         asked = decode(body, ChatRequest)
@@ -64,7 +64,7 @@ class GenerationRoutes:
     async def completions(self, request: Request) -> Response:
         """POST completions."""
         body = await read_body(request)
-        model = self._find(body)
+        model = self._find(body, was_passed_on(request.scope))
         if isinstance(model, str):
             return self._pass_on(model, request, body)
         asked = decode(body, CompletionRequest)
@@ -84,15 +84,15 @@ class GenerationRoutes:
         )
         return Answer(model, job, shape, self._draining)
 
-    def _find(self, body: bytes) -> ServedModel | str:
-        """The model if it is served here, otherwise the id under which to pass the request on."""
+    def _find(self, body: bytes, passed: bool) -> ServedModel | str:
+        """The model if it is to be served here, otherwise the id under which to pass the request on."""
         listings = self._directory.models()
         name = decode(body, _Named).model
         if not name:
             if len(listings) > 1:
                 raise InvalidRequest("model is required where several are served", "model")
             name = listings[0].id if listings else ""
-        if (local := self._directory.local(name)) is not None:
+        if (local := self._directory.local(name, passed=passed)) is not None:
             return local
         listing = next((each for each in listings if each.id == name), None)
         if listing is None:

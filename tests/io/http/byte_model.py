@@ -109,7 +109,7 @@ class ByteDirectory:
         names = sorted({*self.served, *self.elsewhere, *self.states})
         return tuple(ModelListing(name, 1_700_000_000, 512, self.states.get(name, "ready"), "here") for name in names)
 
-    def local(self, model_id: str) -> ByteModel | None:
+    def local(self, model_id: str, *, passed: bool) -> ByteModel | None:
         ready = self.states.get(model_id, "ready") == "ready"
         return self.served.get(model_id) if ready else None
 
