@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from meshnode.app.cli.benches import bench_group
+from meshnode.app.cli.failure import guarded
 from meshnode.app.cli.registering import Json, command
 
 application = typer.Typer(
