@@ -19,10 +19,10 @@ FAULTY = 0.4
 """Share of a run in which faults strike; the rest is for coming right."""
 CONVERGE_S = 25.0
 """After the heal until all rosters are equal: a redial waits 10 s at most, a dead stream up to 8 s, gossip 5 s."""
-ORPHANS_S = 30.0
-"""After the heal until nobody holds a run that its coordinator does not know."""
-SERVE_S = 75.0
-"""After the heal until the model is served: a node that failed is left out for 30 s, and plans wait 30 s at most."""
+ORPHANS_S = 20.0
+"""After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
+SERVE_S = 30.0
+"""After the heal until the model is served (COORDINATION)."""
 NOTICE_S = 15.0
 """After the heal until everybody knows of a key that runs twice: each of the two speaks three times, a second apart,
 and one of them may have to be dialed anew."""

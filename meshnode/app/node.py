@@ -46,7 +46,7 @@ from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import Shelf
 from meshnode.app.stages import Post, Stages
-from meshnode.core.node.events import CacheChanged, CertificateRenewed, PeerFound, Stopping
+from meshnode.core.node.events import CacheChanged, CertificateRenewed, DrainWanted, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
@@ -440,10 +440,14 @@ class Node:
             self._drained.set()
 
     async def _leave(self, http_stop: trio.Event) -> None:
-        """Drain: streams get their terminal event, stages end, peers hear that this node leaves."""
+        """Drain: what others have here moves elsewhere if it can, streams get their terminal event, stages end, peers
+        hear that this node leaves."""
         http_stop.set()
         with trio.move_on_after(DRAIN_S):
+            await self.runtime.post(DrainWanted(self.mediator.node))
             await self._drained.wait()
+            while self.mediator.ledger.holds_for_others:
+                await self.runtime.changed()
         await self.runtime.post(Stopping())
         while not self.mediator.stopping:
             await self.runtime.changed()

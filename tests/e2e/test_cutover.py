@@ -111,6 +111,21 @@ def test_a_successor_that_dies_while_it_loads_leaves_what_serves(roomy: RealMesh
     assert now["term"] > first["term"]
 
 
+def test_a_machine_that_is_switched_off_hands_over_first(roomy: RealMesh) -> None:
+    """It has 2.5 s: enough where the bytes are there and the model is small."""
+    drain(roomy, "one")
+    (leaver,) = until("another machine serves", lambda: (now := used(roomy)) and "one" not in now and now)
+    load = Load(roomy.nodes[0])
+    until("it answers", lambda: load.answers > 1)
+    assert named(roomy, leaver).stop() == 0
+    before = load.answers
+    until("its successor answers", lambda: load.answers > before + 2)
+    load.stop()
+    assert leaver not in used(roomy)
+    # Where the machines are too loaded for that, a request gets a typed error; none gets a wrong answer.
+    assert all(isinstance(error, openai.APIError) for error in load.errors)
+
+
 def test_after_a_killed_stage_the_others_stay_loaded(tmp_path: Path) -> None:
     mesh = three_nodes(tmp_path)
     try:

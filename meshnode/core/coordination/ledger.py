@@ -246,6 +246,11 @@ class Ledger:
         return [fence for fence, run in self.held.items() if run.claim.coordinator == peer]
 
     @property
+    def holds_for_others(self) -> bool:
+        """Whether a run of another coordinator has memory here."""
+        return any(run.claim.coordinator != self.node for run in self.held.values())
+
+    @property
     def promised(self) -> dict[str, int]:
         """The highest term granted, by deployment."""
         return {deployment: word.promised for deployment, word in self.words.items()}

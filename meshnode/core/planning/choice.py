@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshnode.core.planning.bounded import chain, improved
-from meshnode.core.planning.context import Costs
-from meshnode.core.planning.cuts import Cuts
 from meshnode.core.planning.exact import EXACT_NODES, all_seats, dominators
 from meshnode.core.planning.fit import Fit
 from meshnode.core.planning.footprint import ModelFootprint
@@ -45,15 +43,14 @@ class Chooser:
     def __init__(
         self,
         footprint: ModelFootprint,
-        prices: tuple[Cuts, Costs],
+        fit: Fit,
         pace: Pace,
         author: NodeId,
     ) -> None:
-        self._cuts, costs = prices
+        self._fit = fit
         self._pace = pace
         self._nodes: Sequence[NodeInventory] = pace.nodes
         self._rooms = [node.usable_bytes for node in self._nodes]
-        self._fit = Fit(self._cuts, costs)
         everything = missing_bytes(footprint, NodeInventory(NodeId(""), "", 0))
         digest = footprint.manifest_digest
         self._held = [frozenset(node.cached.get(digest, ())) for node in self._nodes]
@@ -70,7 +67,7 @@ class Chooser:
         self._ranks = [0] * len(by_id)
         for rank, index in enumerate(by_id):
             self._ranks[index] = rank
-        self._slices = Slices(self._cuts, costs, pace, missing)
+        self._slices = Slices(fit.cuts, fit.costs, pace, missing)
 
     def choose(self) -> Choice | None:
         """The best placement; None where no nodes hold the model."""
@@ -105,7 +102,7 @@ class Chooser:
         upper = ceiling
         if len(start) > 1:
             upper = min(upper, self._time_of(start))
-        most = min(len(self._nodes), self._cuts.stages_max, STAGES)
+        most = min(len(self._nodes), self._fit.cuts.stages_max, STAGES)
         while most > 1 and pace.least(most) > upper:
             most -= 1
         if most < 2:

@@ -20,7 +20,11 @@ ORDERS_A_SET = 16
 """Orders tried for one set of more nodes. For equal layers and free cuts the first ones decide."""
 
 ORDERS_TRIED = 128
-"""Orders tried for all sets together, at one context: counted, not timed, so that every machine tries the same."""
+"""Orders tried for all sets together, at one context: counted, not timed, so that every machine tries the same. With
+half of them one of 300 plans of 64 and 128 nodes is missed."""
+
+ORDERS_ADVISED = 32
+"""For each of a dozen questions that a shortfall's advice asks: it may name a little more than would be enough."""
 
 _ENDS_TRIED = 8
 """Candidates for each end of a pipeline, those that lose least: 64 pairs, more than are tried."""
@@ -30,38 +34,45 @@ class Fit:
     """Whether given node sizes, in a given order, can hold the model at one context."""
 
     def __init__(self, cuts: Cuts, costs: Costs) -> None:
-        self._cuts = cuts
-        self._costs = costs
+        self.cuts = cuts
+        self.costs = costs
         self._reach: dict[int, tuple[int, ...]] = {}
         self._best: dict[int, int] = {}
         self._last: dict[int, int] = {}
+        self._fewest: dict[tuple[int, ...], tuple[int, ...] | None] = {}
         self._orders_left = ORDERS_TRIED
         self._allowed = tuple(sum(1 << end for end in ends) for ends in cuts.ends)
 
     def whole(self, room: int) -> bool:
         """Whether a node of this size may hold the whole model alone, and can."""
-        return bool(self.reach(room)[0] >> self._costs.layers & 1)
+        return bool(self.reach(room)[0] >> self.costs.layers & 1)
 
     def most(self, room: int) -> int:
         """Bytes of layers that a node of this size can take at best."""
         known = self._best.get(room)
         if known is None:
-            prefix = self._costs.prefix
+            prefix = self.costs.prefix
             slices = ((first, ends) for first, ends in enumerate(self.reach(room)) if ends)
             known = max((prefix[ends.bit_length() - 1] - prefix[first] for first, ends in slices), default=0)
             self._best[room] = known
         return known
 
-    def fewest(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
+    def fewest(self, rooms: Sequence[int], orders: int = ORDERS_TRIED) -> tuple[int, ...] | None:
         """The smallest number of nodes that hold the model, as indices in an order that does. `rooms`: largest first.
 
         The k largest decide whether k nodes can do it at all: in any split that fits, a larger node can stand in for a
         smaller one. So no subset is enumerated.
         """
-        self._orders_left = ORDERS_TRIED
+        key = tuple(rooms)
+        if key not in self._fewest:
+            self._orders_left = orders
+            self._fewest[key] = self._find_fewest(rooms)
+        return self._fewest[key]
+
+    def _find_fewest(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
         if rooms and self.whole(rooms[0]):
             return (0,)
-        for count in range(2, min(len(rooms), self._cuts.stages_max, STAGES) + 1):
+        for count in range(2, min(len(rooms), self.cuts.stages_max, STAGES) + 1):
             order = self.find_order(rooms[:count])
             if order is not None:
                 return order
@@ -75,7 +86,7 @@ class Fit:
         return known
 
     def _reached(self, room: int) -> tuple[int, ...]:
-        costs, layers = self._costs, self._costs.layers
+        costs, layers = self.costs, self.costs.layers
         prefix, end = costs.prefix, 1 << layers
         found, furthest = [], 0
         for first, allowed in enumerate(self._allowed):
@@ -92,14 +103,14 @@ class Fit:
         """Where the longest slice that ends with the model begins; `layers`: this node cannot be the last."""
         known = self._last.get(room)
         if known is None:
-            reach, layers = self.reach(room), self._costs.layers
+            reach, layers = self.reach(room), self.costs.layers
             known = next((first for first in range(1, layers) if reach[first] >> layers & 1), layers)
             self._last[room] = known
         return known
 
     def holds(self, rooms: Sequence[int]) -> bool:
         """Whether nodes of these sizes, in this order and all used, hold every layer."""
-        layers = self._costs.layers
+        layers = self.costs.layers
         reached = 1
         for room in rooms:
             ends = self.reach(room)
@@ -125,14 +136,14 @@ class Fit:
 
     def _could_hold(self, rooms: Sequence[int]) -> bool:
         """Necessary, and cheap: enough bytes in all, also when each node takes the best slice it could."""
-        costs = self._costs
+        costs = self.costs
         if costs.need(0, costs.layers) + costs.each * (len(rooms) - 1) > sum(rooms):
             return False
         return sum(map(self.most, rooms)) >= costs.prefix[-1]
 
     def _exact_order(self, rooms: Sequence[int]) -> tuple[int, ...] | None:
         """Dynamic programming over sets of nodes: the boundaries that a set, in some order, can end at."""
-        layers, everything = self._costs.layers, (1 << len(rooms)) - 1
+        layers, everything = self.costs.layers, (1 << len(rooms)) - 1
         reached = [0] * (everything + 1)
         reached[0] = 1
         for used in range(everything):
@@ -163,7 +174,7 @@ class Fit:
 
         Pairs of ends that could not do even if every other node took the best slice it could are left out.
         """
-        layers, prefix = self._costs.layers, self._costs.prefix
+        layers, prefix = self.costs.layers, self.costs.prefix
         most = [self.most(room) for room in rooms]
         fronts, backs = [], []
         for index, room in enumerate(rooms):

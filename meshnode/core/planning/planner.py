@@ -22,7 +22,7 @@ from meshnode.core.planning.context import (
 )
 from meshnode.core.planning.cuts import Cuts, cuts_of, pinned_cuts
 from meshnode.core.planning.demand import DEFAULT_LANES, Demand, check_demand, resolve_kv_type
-from meshnode.core.planning.fit import Fit
+from meshnode.core.planning.fit import ORDERS_ADVISED, Fit
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.core.planning.lattice import Lattice, Slices
@@ -72,7 +72,8 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     check_demand(demand, footprint)
     nodes, excluded = participants_of(demand, footprint, inventory)
     cuts = pinned_cuts(footprint, demand.cuts)
-    search = Search(demand, footprint, inventory, cuts)
+    fits: dict[tuple[int, int, str], Fit] = {}
+    search = Search(demand, footprint, inventory, cuts, fits)
     wanted = Wanted(demand, footprint, search.kv_type, search.floor)
     lost = lost_layers(demand, footprint, inventory)
     count = max(1, demand.replicas)
@@ -83,7 +84,6 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     taken = {node.node for placement in placements for node in placement.nodes}
     left = tuple(node for node in nodes if node.node not in taken)
     busy = tuple(Exclusion(node.node, node.name, node.usable_bytes, "replica") for node in nodes if node.node in taken)
-    fits: dict[tuple[int, int, str], Fit] = {}
 
     def room(other: Demand, offered: Nodes) -> int | None:
         return Search(other, footprint, inventory, cuts, fits).room(offered)
@@ -165,8 +165,8 @@ class Search:
         for target in self._targets if nodes else ():
             pace = pace_of(self._footprint, target, self.kv_type, nodes, (self._head, self.inventory.links))
             for lanes in self._lanes:
-                costs = costs_of(self._footprint, target, lanes, self.kv_type)
-                choice = Chooser(self._footprint, (self._cuts, costs), pace, self.demand.author).choose()
+                fit = self._fit(target, lanes)
+                choice = Chooser(self._footprint, fit, pace, self.demand.author).choose()
                 if choice is not None:
                     found = choice.found
                     return self._widened(Placement(found.order, found.ends, target, lanes, choice, pace))
@@ -177,7 +177,7 @@ class Search:
         rooms = [node.usable_bytes for node in nodes]
         for target in self._targets:
             for lanes in self._lanes:
-                order = self._fit(target, lanes).fewest(rooms)
+                order = self._fit(target, lanes).fewest(rooms, ORDERS_ADVISED)
                 if order is not None:
                     return self._roomiest(target, lanes, [rooms[index] for index in order])
         return None
@@ -205,8 +205,7 @@ class Search:
         """All ways to cut the model over the nodes of `placement` in their order."""
         pace = placement.pace
         missing = [missing_bytes(self._footprint, node) for node in pace.nodes]
-        costs = costs_of(self._footprint, context, lanes, self.kv_type)
-        slices = Slices(self._cuts, costs, pace, missing)
+        slices = Slices(self._cuts, self._fit(context, lanes).costs, pace, missing)
         return Lattice(slices, chain(slices, placement.order), range(len(pace.nodes)))
 
     def _widened(self, placement: Placement) -> Placement:

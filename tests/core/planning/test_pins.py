@@ -1,10 +1,11 @@
 """What a person set is planned exactly, or refused with a reason."""
 
+import msgspec
 import pytest
 
-from meshnode.core.planning import Shortfall, make_plan
+from meshnode.core.planning import Inventory, Shortfall, make_plan
 from meshnode.errors import ConfigError
-from tests.core.planning.models import MB, demand, footprint, inventory
+from tests.core.planning.models import MB, archived, demand, footprint, inventory
 
 
 def test_excluded_nodes_take_no_layers_and_are_listed_with_the_reason():
@@ -54,3 +55,14 @@ def test_cuts_that_the_architecture_does_not_allow_are_the_users_error_and_say_w
 def test_an_impossible_number_of_replicas_is_refused():
     with pytest.raises(ConfigError, match="17 replicas"):
         make_plan(demand(replicas=17), footprint(), inventory(2000 * MB))
+
+
+def test_the_author_keeps_the_head_while_it_takes_part_in_the_mesh_and_gives_it_up_when_it_leaves():
+    nodes = inventory(2000 * MB, 1900 * MB).nodes
+
+    def coordinator(reason):
+        author = msgspec.structs.replace(nodes[0], excluded=reason)
+        return make_plan(demand(), footprint(), archived(Inventory((author, nodes[1])))).coordinator
+
+    assert [coordinator(reason) for reason in ("", "failed", "refused")] == ["a", "a", "a"]
+    assert [coordinator(reason) for reason in ("draining", "unreachable")] == ["b", "b"]
