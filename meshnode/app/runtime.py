@@ -51,7 +51,7 @@ class Links(Protocol):
 class Stages(Protocol):
     """What the runtime needs of app.stages."""
 
-    def expect(self, order: Prepare) -> bool:
+    def expect(self, order: Prepare, reserved_bytes: int) -> bool:
         """Make room for a stage that `stop` can end from now on; False when it is under way already."""
 
     async def prepare(self, order: Prepare) -> None:
@@ -200,7 +200,7 @@ class Runtime:
                 failed = PlanFailed(effect.deployment, effect.serial, BUG)
                 nursery.start_soon(self._guard, failed, self._plan, effect)
             case do.PrepareStage():
-                if self._stages.expect(effect.order):
+                if self._stages.expect(effect.order, effect.reserved_bytes):
                     broken = StageReported(Failed(effect.order.fence, effect.order.stage, "internal", BUG))
                     nursery.start_soon(self._guard, broken, self._stages.prepare, effect.order)
             case do.ConnectStages():

@@ -68,6 +68,7 @@ class _Running:
     """One stage under way."""
 
     order: Prepare
+    reserved_bytes: int
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     process: StageProcess | None = None
     handshakes: int = 0
@@ -111,12 +112,12 @@ class Stages:
         self._ending: set[trio.Event] = set()
         self._barred: Callable[[NodeId], bool] = lambda node: False
 
-    def expect(self, order: Prepare) -> bool:
+    def expect(self, order: Prepare, reserved_bytes: int) -> bool:
         """Count a stage as under way, so that a `stop` before `prepare` begins ends it too; False when it is."""
         key = (order.fence, order.stage)
         if key in self._running:
             return False
-        self._running[key] = _Running(order)
+        self._running[key] = _Running(order, reserved_bytes)
         return True
 
     async def prepare(self, order: Prepare) -> None:
@@ -261,6 +262,7 @@ class Stages:
     async def _run(self, running: _Running) -> None:
         order = running.order
         paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
+        await trio.to_thread.run_sync(_check_size, paths, running.reserved_bytes)
         running.slice = paths.slice
         async with trio.open_nursery() as nursery:
             name = f"stage {order.stage} ({order.fence.run[:8]})"
@@ -365,6 +367,13 @@ class Stages:
         reason = error.reason if isinstance(error, StageError) else getattr(error, "kind", "stage")
         log.warning("%s: stage %d failed (%s): %s", *_place(running), reason, error)
         await self._post(StageReported(Failed(order.fence, order.stage, reason, str(error)[:2000])))
+
+
+def _check_size(paths: SlicePaths, reserved_bytes: int) -> None:
+    """Refuse files for which no room was booked: weights are read into memory as they lie there."""
+    size = sum(path.stat().st_size for path in (paths.slice, paths.embedding) if path is not None)
+    if size > reserved_bytes:
+        raise StageError("too_large", f"the slice has {size} bytes, {reserved_bytes} were claimed for it")
 
 
 def _place(running: _Running) -> tuple[Fence, int]:

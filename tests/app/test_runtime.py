@@ -19,9 +19,10 @@ from meshnode.core.node.events import Event, LinkClosed, Received, StageReported
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.messages import Hop, Ping, Prepare, RunOptions
+from meshnode.wire.messages import Failed, Hop, Ping, Prepare, RunOptions
 
 PEER = NodeId("peer")
+BYTES = 1000
 FENCE = Fence(Term(1), RunId("0" * 16))
 
 
@@ -110,18 +111,18 @@ async def test_a_stage_that_is_stopped_before_its_task_began_never_runs(nursery:
     """Prepare and Abort in one packet: trio may run the second order before the task of the first."""
 
     def decide(event: Event) -> list[do.Effect]:
-        return [do.PrepareStage(order()), do.StopStages(FENCE)] if isinstance(event, Stopping) else []
+        return [do.PrepareStage(order(), BYTES), do.StopStages(FENCE)] if isinstance(event, Stopping) else []
 
     node = Node(decide)
     nursery.start_soon(node.runtime.run)
     await node.runtime.post(Stopping())
     await wait_all_tasks_blocked(0.01)
     assert node.shelf.asked == node.shelf.cancelled
-    assert node.stages.expect(order()), "the place is free again"
+    assert node.stages.expect(order(), BYTES), "the place is free again"
 
 
 async def test_an_order_that_is_repeated_starts_one_stage(nursery: trio.Nursery) -> None:
-    node = Node(lambda event: [do.PrepareStage(order())] * 2 if isinstance(event, Stopping) else [])
+    node = Node(lambda event: [do.PrepareStage(order(), BYTES)] * 2 if isinstance(event, Stopping) else [])
     nursery.start_soon(node.runtime.run)
     await node.runtime.post(Stopping())
     await wait_all_tasks_blocked(0.01)
@@ -149,7 +150,7 @@ async def test_a_message_that_the_mediator_cannot_stand_costs_its_sender_the_lin
 async def test_a_bug_in_an_effect_is_told_to_the_mediator_and_ends_nothing(
     nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = Node(lambda event: [do.PrepareStage(order())] if isinstance(event, Stopping) else [])
+    node = Node(lambda event: [do.PrepareStage(order(), BYTES)] if isinstance(event, Stopping) else [])
 
     async def broken(*_: object) -> SlicePaths:
         raise ZeroDivisionError
@@ -177,3 +178,26 @@ async def test_a_bug_is_told_from_what_a_peer_did(caplog: pytest.LogCaptureFixtu
     assert not await ends_by_bug(fine)
     with pytest.raises(PeerError):
         await ends_by_bug(unreachable)
+
+
+async def test_a_slice_larger_than_what_was_claimed_for_it_is_not_loaded(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """The room was granted by the coordinator's word; the bytes are what they are."""
+    path = tmp_path / "slice.gguf"
+    path.write_bytes(bytes(BYTES + 1))
+
+    def decide(event: Event) -> list[do.Effect]:
+        return [do.PrepareStage(order(), BYTES)] if isinstance(event, Stopping) else []
+
+    class Found(Shelf):
+        async def obtain(self, wanted: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
+            return SlicePaths(path)
+
+    node = Node(decide)
+    node.stages._slices = Found()
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    while not any(isinstance(event, StageReported) for event in node.mediator.handled):
+        await node.runtime.changed()
+    (told,) = [event.report for event in node.mediator.handled if isinstance(event, StageReported)]
+    assert isinstance(told, Failed)
+    assert told.reason == "too_large"

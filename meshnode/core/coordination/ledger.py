@@ -142,8 +142,8 @@ class Ledger:
             raise StaleFence(f"{fence} is not granted here to this coordinator")
         return run
 
-    def prepare(self, peer: NodeId, order: Prepare) -> None:
-        """Check an order against what was claimed. Raises StaleFence or PeerError."""
+    def prepare(self, peer: NodeId, order: Prepare) -> ClaimedStage:
+        """Check an order against what was claimed, which it gives. Raises StaleFence or PeerError."""
         run = self.authorize(peer, order.fence)
         claimed = next((stage for stage in run.own(self.node) if stage.stage == order.stage), None)
         if claimed is None or (claimed.first, claimed.last) != (order.first, order.last):
@@ -154,6 +154,7 @@ class Ledger:
             raise PeerError("an order that differs from its claim")
         if len(order.upstream.token) != 16 or len(order.downstream.token) != 16:
             raise PeerError("an order with a malformed hop token")
+        return claimed
 
     def displaced(self, fence: Fence) -> Fence | None:
         """The held run in whose place `fence` was granted, if it is still there."""

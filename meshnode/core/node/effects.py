@@ -68,6 +68,8 @@ class PrepareStage:
     is given its new place instead. Answer with StageReported."""
 
     order: Prepare
+    reserved_bytes: int
+    """What the ledger booked for it: files that are larger are not loaded, whatever the coordinator said of them."""
 
 
 @dataclass(frozen=True)

@@ -133,12 +133,12 @@ class Participant:
         return self.ledger.claim(claim, now, lambda holder: self._lost(holder, now))
 
     def _prepare(self, peer: NodeId, order: Prepare, now: float) -> None:
-        self.ledger.prepare(peer, order)
+        claimed = self.ledger.prepare(peer, order)
         old = self.ledger.displaced(order.fence)
         if old is not None and not order.hold:
             adopted = self.ledger.adopted(old, order.fence)
             self.release(old, now, tuple(do.Kept(before, order.fence, after) for before, after in adopted.items()))
-        self._out.do(do.PrepareStage(order))
+        self._out.do(do.PrepareStage(order, claimed.reserved_bytes))
 
     def _lost(self, holder: NodeId, now: float) -> bool:
         """This node's own evidence: no link to the holder, or nothing heard on it for too long."""
