@@ -211,7 +211,7 @@ def _slice(path: Path) -> _Slice | None:
         footprint = read_footprint(path)
     except (MeshError, OSError):
         return None
-    weights = sum(layer.weight_bytes for layer in footprint.layers) + footprint.output_bytes
+    weights = sum(layer.read_bytes or layer.weight_bytes for layer in footprint.layers) + footprint.output_bytes
     return _Slice(footprint.weight_kind, weights, len(footprint.layers))
 
 

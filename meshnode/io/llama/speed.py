@@ -55,7 +55,7 @@ def time_model(path: Path, threads: int) -> Timed:
     finally:
         engine.close()
     # The look-up of a token reads one row of the embedding: nothing beside the rest.
-    weights = sum(layer.weight_bytes for layer in footprint.layers) + footprint.output_bytes
+    weights = sum(layer.read_bytes or layer.weight_bytes for layer in footprint.layers) + footprint.output_bytes
     return Timed(weights, len(footprint.layers), decode, prefill)
 
 
