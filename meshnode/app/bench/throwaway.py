@@ -1,4 +1,4 @@
-"""An identity for one measurement: a mesh of one node that nobody ever joins."""
+"""Identities for one measurement: a mesh that nobody ever joins."""
 
 from __future__ import annotations
 
@@ -20,9 +20,24 @@ from meshnode.identity.certificates import (
     make_stage,
     stage_name,
 )
+from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, node_id_of
 from meshnode.identity.keys import spki_of
 from meshnode.wire.fence import Fence, Term, run_id
+
+
+def member_credentials(count: int) -> list[Credentials]:
+    """Members of one fresh mesh."""
+    now = datetime.now(UTC)
+    root_key, issuer_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    root = make_root(root_key, now)
+    issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
+    members = []
+    for _ in range(count):
+        key = Ed25519PrivateKey.generate()
+        node = make_node(Authority(issuer, issuer_key), key.public_key(), Role.MEMBER, now)
+        members.append(Credentials(key, (node, issuer), root))
+    return members
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,9 @@ class ThrowawayMesh:
     @staticmethod
     def make() -> ThrowawayMesh:
         """Fresh keys, fresh run."""
-        now = datetime.now(UTC)
-        root_key, issuer_key, node_key = (Ed25519PrivateKey.generate() for _ in range(3))
-        root = make_root(root_key, now)
-        issuer = make_issuer(Authority(root, root_key), issuer_key.public_key(), now)
-        node = make_node(Authority(issuer, issuer_key), node_key.public_key(), Role.MEMBER, now)
+        (member,) = member_credentials(1)
         fence = Fence(Term(1), run_id(secrets.token_bytes(8)))
-        return ThrowawayMesh(Authority(node, node_key), (node, issuer), root.public_bytes(Encoding.PEM), fence)
+        return ThrowawayMesh(member.authority, member.chain, member.root_pem, fence)
 
     @property
     def node_id(self) -> NodeId:

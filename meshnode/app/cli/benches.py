@@ -59,6 +59,20 @@ def bench_join(
     return run(JoinOptions(rounds=rounds), json)
 
 
+@command(bench_group, "link")
+def bench_link(
+    trips: Annotated[int, typer.Option(help="Round trips a round.")] = 1000,
+    megabytes: Annotated[int, typer.Option(help="Bulk a round, in MB.")] = 512,
+    rounds: Annotated[int, typer.Option(help="Repetitions.")] = 5,
+    json: Json = False,
+) -> int:
+    """Round trip and throughput of a stream between two members on loopback. Exit code 1 beside a bar."""
+    from meshnode.app.bench.linking import LinkOptions
+    from meshnode.app.cli.measuring import bench_link as run
+
+    return run(LinkOptions(trips=trips, megabytes=megabytes, rounds=rounds), json)
+
+
 @command(bench_group, "plan")
 def bench_plan(
     model: Annotated[Path | None, typer.Option(help="Try this GGUF instead of a synthetic one.")] = None,

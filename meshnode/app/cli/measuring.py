@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from meshnode.app.bench.joining import JoinOptions, print_join, run_join
+from meshnode.app.bench.linking import LinkOptions, print_link, run_link
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.planning import PlanOptions, print_plan, run_plan
@@ -71,6 +72,16 @@ def bench_join(options: JoinOptions, as_json: bool) -> int:
         write_json(report)
     else:
         print_join(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def bench_link(options: LinkOptions, as_json: bool) -> int:
+    """Measure a stream between two members; 0 when every figure meets its bar."""
+    report = _measured(partial(run_link, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_link(report, Console(highlight=False))
     return 0 if report.within else 1
 
 
