@@ -24,6 +24,10 @@ ROOMY = ("--memory", "500MB")
 """The whole demonstration model, twice."""
 
 
+SHARE = 700
+"""Tokens of a stream: two of them leave cells of the context for short questions."""
+
+
 class Load:
     """Short questions, one after the other, until it is stopped; whatever goes wrong is kept."""
 
@@ -80,7 +84,7 @@ def named(mesh: RealMesh, name: str) -> RealNode:
 
 def test_a_machine_is_spared_under_load_and_no_client_notices(roomy: RealMesh) -> None:
     (leaver,) = used(roomy)
-    streams = [LongStream(roomy.nodes[0]), LongStream(roomy.nodes[1])]
+    streams = [LongStream(node, SHARE) for node in roomy.nodes[:2]]
     load = Load(roomy.nodes[2])
     drain(roomy, leaver)
     until("another machine serves", lambda: (now := used(roomy)) and leaver not in now)
@@ -102,10 +106,12 @@ def test_a_successor_that_dies_while_it_loads_leaves_what_serves(roomy: RealMesh
     drain(roomy, leaver)
     victim = until("one of them loads", lambda: next((n for n in others if n.status()["stages"]), None))
     victim.stop(signal.SIGKILL)
+    in_time = used(roomy) == {leaver}
     spared = {node.name for node in roomy.nodes} - {leaver, victim.name}
     until("the last one serves", lambda: used(roomy) and used(roomy) <= spared)
     load.stop()
-    assert load.errors == []
+    if in_time:  # else it had loaded, and served, before it was killed: then clients may notice
+        assert load.errors == []
     now = roomy.nodes[0].serving()
     assert now is not None
     assert now["term"] > first["term"]

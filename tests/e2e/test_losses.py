@@ -42,7 +42,8 @@ def answers_again(mesh: RealMesh, node: int = 0) -> None:
 class LongStream:
     """A stream that lasts until something ends it."""
 
-    def __init__(self, node: RealNode) -> None:
+    def __init__(self, node: RealNode, tokens: int = 2000) -> None:
+        self._tokens = tokens
         self.begun = threading.Event()
         self.error: Exception | None = None
         self.ended = threading.Event()
@@ -54,7 +55,12 @@ class LongStream:
     def _read(self) -> None:
         try:
             stream = self._client.completions.create(
-                model=MODEL_ID, prompt="A", max_tokens=2000, stream=True, temperature=1, extra_body={"ignore_eos": True}
+                model=MODEL_ID,
+                prompt="A",
+                max_tokens=self._tokens,
+                stream=True,
+                temperature=1,
+                extra_body={"ignore_eos": True},
             )
             for _ in stream:
                 self.begun.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,3 +134,38 @@ def test_of_two_replicas_the_one_that_answers_sooner_gets_the_next_request(mesh:
         assert list(answers) == [400] * 8
     for node in (one, two):
         assert asked(node, "unload", "twice")[0] == 0
+
+
+def test_a_drained_machine_hands_on_what_it_has_and_no_stream_hears_of_it(tmp_path: Path) -> None:
+    mesh = RealMesh(tmp_path)
+    try:
+        one = mesh.found("one", "--context", "2048", "--memory", "153MB", "--exclude", "one")
+        for name in ("two", "three"):
+            mesh.join(name, "--memory", "400MB")
+        until("it is served", one.serving)
+        held = one.serving()["stages"][0]["name"]
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+
+            def ask_on() -> list[str]:
+                answers = []
+                while not stop.is_set():
+                    answers.append(ask(one, "meshnode-demo"))
+                return answers
+
+            asking = pool.submit(ask_on)
+            try:
+                assert asked(one, "drain", held)[0] == 0
+                other = until(
+                    "the other one has it", lambda: (now := one.serving()) and now["stages"][0]["name"] != held and now
+                )
+            finally:
+                stop.set()
+            answers = asking.result(60)
+        assert other["term"] > 1
+        assert answers
+        assert set(answers) == {EXPECTED_ANSWER}
+        assert asked(one, "drain", held, "--undo")[0] == 0
+        mesh.nodes[0].close_clients()
+    finally:
+        mesh.close()
