@@ -42,9 +42,16 @@ def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | 
             settings.api_host,
             settings.api_port,
         )
-    with view:
-        trio.run(_until_interrupted, settings, run, view, clock=clock or WakefulClock())
-    return INTERRUPTED if view.interrupted else 0
+    code = 1
+    try:
+        with view:
+            trio.run(_until_interrupted, settings, run, view, clock=clock or WakefulClock())
+        code = INTERRUPTED if view.interrupted else 0
+    finally:
+        if view.stuck:
+            # The node has left, and an orderly end would wait for the terminal.
+            os._exit(code)
+    return code
 
 
 def allow_descriptors() -> None:

@@ -1,12 +1,19 @@
-"""What a person sees of a node in the foreground: a live picture in a terminal, plain lines anywhere else."""
+"""What a person sees of a node in the foreground: a live picture in a terminal, plain lines anywhere else.
+
+Invariant: only the view's own thread writes. A terminal that takes nothing (Ctrl-S, a pager) stops that thread and what
+is shown, never the node.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -28,6 +35,10 @@ from meshnode.errors import MeshError
 MOVING_S = 0.5
 STEADY_S = 3.0
 INVITE_LIFE_S = 24 * 3600
+CLOSE_S = 1.0
+"""For what still has to be written at the end; a screen takes it in milliseconds."""
+UNWRITTEN = 1000
+"""Lines that wait while the terminal takes nothing; what comes on top is lost to it."""
 
 
 class View:
@@ -35,11 +46,14 @@ class View:
 
     def __init__(self, settings: Settings) -> None:
         self.interrupted = False
+        self.stuck = False
+        """The terminal takes nothing: whoever writes to it waits for ever."""
         self._settings = settings
         self._console = Console(highlight=False)
         self._live: Live | None = None
         self._steady = False
         self._drawing = threading.Lock()
+        self._unwritten: queue.Queue[Callable[[], None]] = queue.Queue(UNWRITTEN)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="view", daemon=True)
         self._shown: NodeStatus | None = None
@@ -60,23 +74,59 @@ class View:
     def close(self) -> None:
         """Leave the terminal as it was; the last picture stays."""
         self._ended.set()
-        with self._drawing:
+        self._later(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+        self.stuck = not self._drawing.acquire(timeout=CLOSE_S)
+        if self.stuck:
+            return
+        try:
             if self._live is not None:
                 self._live.stop()
+        finally:
+            self._drawing.release()
 
     def draining(self) -> None:
         """Tell that the first Ctrl-C was heard."""
-        self._say("leaving: running answers end, members are told (again Ctrl-C: at once)")
+        self._later(lambda: self._say("leaving: running answers end, members are told (again Ctrl-C: at once)"))
 
     def log_handler(self) -> logging.Handler:
         """Where log lines go, so that they do not tear the picture."""
         if self._console.is_terminal:
-            return RichHandler(console=self._console, show_path=False)
-        return logging.StreamHandler(sys.stderr)
+            return _Handed(RichHandler(console=self._console, show_path=False), self._log)
+        return _Handed(logging.StreamHandler(sys.stderr), self._log)
+
+    def _later(self, write: Callable[[], None]) -> None:
+        """Have the view's thread write something."""
+        with contextlib.suppress(queue.Full):
+            self._unwritten.put_nowait(write)
+
+    def _log(self, handler: logging.Handler, record: logging.LogRecord) -> None:
+        def write() -> None:
+            with self._drawing:
+                handler.handle(record)
+
+        if self._ended.is_set() and not self._thread.is_alive():
+            write()  # the last words of a node, behind the last picture
+        else:
+            self._later(write)
+
+    def _write_waiting(self, until: float) -> None:
+        """What the node wants said, as it comes, until that time; at the end only what is there already."""
+        while True:
+            left = 0.0 if self._ended.is_set() else max(0.0, until - time.monotonic())
+            try:
+                write = self._unwritten.get(timeout=left) if left else self._unwritten.get_nowait()
+            except queue.Empty:
+                return
+            write()
 
     def _watch(self) -> None:
         control: Control | None = None
-        while not self._ended.wait(STEADY_S if self._steady else MOVING_S):
+        while True:
+            self._write_waiting(time.monotonic() + (STEADY_S if self._steady else MOVING_S))
+            if self._ended.is_set():
+                break
             try:
                 control = control or self._connect()
                 if control is not None:
@@ -124,6 +174,23 @@ class View:
         live = Live(shown, console=self._console, auto_refresh=False, vertical_overflow="visible")
         live.start(refresh=True)
         return live
+
+
+class _Handed(logging.Handler):
+    """Hands records to whoever may write them with `target`."""
+
+    def __init__(self, target: logging.Handler, take: Callable[[logging.Handler, logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._target = target
+        self._take = take
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:
+        """As of logging.Handler."""
+        self._target.setFormatter(fmt)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As of logging.Handler."""
+        self._take(self._target, record)
 
 
 def picture(status: NodeStatus) -> RenderableType:
