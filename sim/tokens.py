@@ -178,6 +178,7 @@ class Pipeline:
 
     def begin(self) -> None:
         """From now on somebody asks now and then."""
+        self.asked = True
         self.machine.after(self.random.uniform(*ASK_S), self._ask)
 
     def _ask(self) -> None:
@@ -217,9 +218,8 @@ class Pipeline:
         self.world.requests.all_ended(self.fence)
 
     def drain(self) -> None:
-        """Take no more requests; those under way go on."""
+        """Take no more requests, unless it is to begin again; those under way go on."""
         self.asked = False
-        self.scheduler.drain("another run serves")
 
     @property
     def busy(self) -> bool:

@@ -176,7 +176,8 @@ class Coordinator:
         demand = deployment.demand
         freed = demand.deployment if deployment.place is Place.INSTEAD else ""
         inventory = deployment.view(self._inventory(freed, deployment.footprint.weight_kind), now)
-        self._out.do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
+        if not deployment.knows(inventory, now):
+            self._out.do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
 
     # --- what runs order ------------------------------------------------------------------------------------------
 

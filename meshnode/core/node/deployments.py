@@ -106,6 +106,8 @@ class Deployment:
     place: Place = Place.BESIDE
     asked: Inventory | None = None
     """What the plan in the making is made from."""
+    answered: dict[Place, Inventory] = field(default_factory=dict)
+    """What gave no gain over the run that serves: announcements come all the time, and mostly say nothing new."""
     plans: dict[Fence, Plan] = field(default_factory=dict)
     before: Plan | None = None
     """That of a run which ended to make room, until its successor serves: what to go back to."""
@@ -175,6 +177,17 @@ class Deployment:
         self.asked = Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
         return self.asked
 
+    def knows(self, inventory: Inventory, now: float) -> bool:
+        """Whether the plan that is due would be made of what gave no gain before; True: it is not to be made."""
+        if self.current is None or self.better_since is not None or self.answered.get(self.place) != inventory:
+            return False
+        self.planning = False
+        if self.place is Place.BESIDE:
+            self.place, self.plan_at = Place.INSTEAD, now
+        else:
+            self.place = Place.BESIDE
+        return True
+
     def _may_plan(self) -> bool:
         return not self.planning and self.attempt is None and not (self.current is not None and self._draining())
 
@@ -218,6 +231,8 @@ class Deployment:
         """A plan was made while a run serves: whether to replace that one."""
         forced = any(members.get(node) == "draining" for node in current.participants)
         if not isinstance(outcome, Plan) or not (forced or self._gains(current, outcome)):
+            if self.asked is not None and not forced:
+                self.answered[self.place] = self.asked
             if self.place is Place.BESIDE:
                 self.place, self.plan_at = Place.INSTEAD, now
             else:
@@ -241,6 +256,7 @@ class Deployment:
 
     def _attempt(self, plan: Plan, releases: Fence | None, draw: Draw) -> Run:
         self.note, self.term, self.place, self.better_since = "", self.term + 1, Place.BESIDE, None
+        self.answered.clear()
         fence = Fence(Term(self.term), run_id(draw(8)))
         claim = claim_of(plan, fence, self.coordinator, len(self.footprint.layers), releases)
         hops = hops_of(claim, draw)

@@ -6,10 +6,10 @@ predicted to be faster by more than predictions are wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from meshnode.core.planning.bounded import chain, improved
+from meshnode.core.planning.bounded import BUDGET_CELLS, chain, improved
 from meshnode.core.planning.exact import EXACT_NODES, all_seats, dominators
 from meshnode.core.planning.fit import Fit
 from meshnode.core.planning.footprint import ModelFootprint
@@ -27,6 +27,10 @@ gain may be a loss, and "more nodes made it slower" is what people complain of f
 NEAR_PERCENT = 3
 """Single nodes whose predictions differ by less are equally fast: two measurements of one machine differ by that, and
 the one that need not fetch the file comes first."""
+
+
+MORE_NODES = 6
+"""The most promising nodes are smaller than the largest: so many more of them are tried for a start."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,27 @@ class Chooser:
         return found if found is not None and found.time < ceiling else None
 
     def _climb(self, start: tuple[int, ...], most: int, dominated: Sequence[int]) -> tuple[int, ...]:
-        """The better of two climbs: from `start`, and from the best order of the most promising nodes."""
+        """The best of the climbs from several starts, which share one budget."""
         ranked = self._promising()
-        starts = [start]
+        starts = [start, *self._starts(start, most, dominated, ranked)]
+        budget = BUDGET_CELLS // len(starts)
+        orders = [improved(self._slices, order, ranked, (most, budget)) for order in starts]
+        return min(orders, key=lambda order: (self._time_of(order), order))
+
+    def _starts(
+        self, start: tuple[int, ...], most: int, dominated: Sequence[int], ranked: Sequence[int]
+    ) -> Iterator[tuple[int, ...]]:
+        """The best order of the few most promising nodes; and, where that many are needed, some order of about as many
+        of them as the largest would do with."""
         few = sorted(ranked[:EXACT_NODES])  # never too many
         best = Lattice(self._slices, all_seats(self._slices, dominated, most, few) or (), self._ranks).best()
         if best is not None:
-            starts.append(best.order)
-        orders = [improved(self._slices, order, ranked, most) for order in starts]
-        return min(orders, key=lambda order: (self._time_of(order), order))
+            yield best.order
+        for count in range(len(start), min(len(ranked), len(start) + MORE_NODES) + 1) if len(start) > 1 else ():
+            order = self._fit.find_order([self._rooms[index] for index in ranked[:count]])
+            if order is not None:
+                yield tuple(ranked[index] for index in order)
+                return
 
     def _promising(self) -> list[int]:
         """Nodes by time for each byte of layers, were each to take as much as it can."""

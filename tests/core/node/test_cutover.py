@@ -106,6 +106,15 @@ def test_the_former_run_drains_before_it_is_fenced_and_no_request_is_without_a_h
     assert {m.fence for m in log} == {second}
 
 
+def test_no_plan_is_made_again_of_what_gave_no_gain(split: World) -> None:
+    split.run(2 * LOOK_S)
+    before = len(split.effects("a", do.MakePlan))
+    for _ in range(10):
+        split.hand("b", on.CacheChanged({}))
+        split.run(LOOK_S)
+    assert len(split.effects("a", do.MakePlan)) == before
+
+
 def test_a_gain_that_does_not_last_changes_nothing(split: World) -> None:
     first = serves(split)
     join(split)
