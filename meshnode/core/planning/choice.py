@@ -121,12 +121,13 @@ class Chooser:
         return found if found is not None and found.time < ceiling else None
 
     def _climb(self, start: tuple[int, ...], most: int, dominated: Sequence[int]) -> tuple[int, ...]:
-        """The best of the climbs from several starts, which share one budget."""
+        """From several starts half of the budget; the best of what they reach climbs on with the other half."""
         ranked = self._promising()
         starts = [start, *self._starts(start, most, dominated, ranked)]
-        budget = BUDGET_CELLS // len(starts)
-        orders = [improved(self._slices, order, ranked, (most, budget)) for order in starts]
-        return min(orders, key=lambda order: (self._time_of(order), order))
+        budget = BUDGET_CELLS // 2
+        orders = [improved(self._slices, order, ranked, (most, budget // len(starts))) for order in starts]
+        best = min(orders, key=lambda order: (self._time_of(order), order))
+        return improved(self._slices, best, ranked, (most, budget))
 
     def _starts(
         self, start: tuple[int, ...], most: int, dominated: Sequence[int], ranked: Sequence[int]
