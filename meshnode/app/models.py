@@ -122,8 +122,14 @@ class Models:
         """Models that are being read: bytes done and in all."""
         self.created: dict[str, int] = {}
         """Of those, when they were asked for, in Unix seconds."""
-        self.problems: list[str] = []
-        """Why models that were asked for are not there, the latest last."""
+        self._failed: list[str] = []
+        self._awaited: dict[str, str] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why models that were asked for are not there, for people."""
+        waits = (f"{model}: waits for a member called {name}" for model, name in self._awaited.items())
+        return (*self._failed, *waits)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what `load` opens; cancelled when the node ends."""
@@ -188,7 +194,7 @@ class Models:
                 await trio.sleep_forever()
         except MeshError as error:  # the node and its other models go on
             log.warning("%s could not be loaded: %s", loaded.name, error)
-            self.problems = [*self.problems, f"{loaded.name}: {error}"][-PROBLEMS:]
+            self._failed = [*self._failed, f"{loaded.name}: {error}"][-PROBLEMS:]
         while not self._speaking().isdisjoint(loaded.deployments):
             await self._loop.changed()
         self._loaded.remove(loaded)
@@ -205,7 +211,8 @@ class Models:
         try:
             local = await self._shelf.open(wanted.path, progress)
             loaded.servable = ServableModel(local, loaded.tokenizer)
-            only, exclude = [await self._nodes(names) for names in (wanted.only, wanted.exclude)]
+            self.opening.pop(loaded.name, None)
+            only, exclude = [await self._nodes(loaded, names) for names in (wanted.only, wanted.exclude)]
             for number in range(wanted.replicas):
                 demand = wanted.demand(self._mediator.node, local.digest, local.name)
                 demand = _with_nodes(demand, only, (*exclude, *await self._taken(loaded, number > 0)))
@@ -214,14 +221,16 @@ class Models:
         finally:
             self.opening.pop(loaded.name, None)
             self.created.pop(loaded.name, None)
+            self._awaited.pop(loaded.name, None)
 
-    async def _nodes(self, names: tuple[str, ...]) -> tuple[NodeId, ...]:
+    async def _nodes(self, loaded: _Loaded, names: tuple[str, ...]) -> tuple[NodeId, ...]:
         """The members with these names or ids; waits for a name that nobody has yet."""
         found: list[NodeId] = []
         for name in names:
             while not (those := self._called(name)):
-                log.info("waiting for a member called %s", name)
+                self._awaited[loaded.name] = name
                 await self._loop.changed()
+            self._awaited.pop(loaded.name, None)
             found += those
         return tuple(found)
 

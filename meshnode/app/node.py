@@ -203,7 +203,7 @@ class Node:
         return msgspec.structs.replace(
             frozen,
             opening=dict(self.models.opening),
-            problems=tuple(self.models.problems),
+            problems=self.models.problems,
             unhealthy=tuple(filter(None, (self.pulse.sick, self.runtime.sick))),
             stages=stages,
             counters=counters,

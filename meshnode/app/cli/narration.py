@@ -43,6 +43,10 @@ def changes(before: NodeStatus | None, now: NodeStatus) -> Iterator[str]:
         yield f"members at {', '.join(now.mesh_addresses) or '-'}, endpoint {now.api_url}/v1"
     yield from _peer_changes(before, now)
     yield from _opening_changes(before, now)
+    told = {*before.problems, *before.unhealthy} if before else set()
+    for trouble in (*now.problems, *(f"alive but unhealthy: {reason}" for reason in now.unhealthy)):
+        if trouble.removeprefix("alive but unhealthy: ") not in told:
+            yield trouble
     old = {deployment.deployment: deployment for deployment in before.deployments} if before else {}
     for deployment in now.deployments:
         yield from _deployment_changes(old.get(deployment.deployment), deployment, now)

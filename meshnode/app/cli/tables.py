@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -75,11 +76,12 @@ def peers_table(status: NodeStatus) -> RenderableType:
     """This node and every other member it knows."""
     table = plain_table("MEMBER", "ID", "STATE", "OFFERS", "RTT", "SEEN", "ADDRESS", right=("OFFERS", "RTT", "SEEN"))
     own = PeerStatus(status.node, status.name, "this node", status.mesh_addresses, status.memory_usable)
+    own = msgspec.structs.replace(own, draining=status.draining)
     for peer in (own, *status.peers):
         table.add_row(
             escape(peer.name),
             peer.node[:SHORT_ID],
-            _state(peer.state),
+            _state(peer.state) + (", draining" if peer.draining else ""),
             size(peer.memory_usable) if peer.memory_usable else "-",
             f"{peer.rtt_ms:.1f} ms" if peer.rtt_ms is not None else "-",
             "-" if peer is own else duration(peer.age_s),
@@ -99,7 +101,7 @@ def members_table(status: NodeStatus) -> RenderableType:
             escape(peer.name),
             peer.node[:SHORT_ID],
             escape(peer.role or "-"),
-            _state(peer.state),
+            _state(peer.state) + (", draining" if peer.draining else ""),
             duration(peer.age_s) if peer.age_s else "-",
             f"{peer.rtt_ms:.1f} ms" if peer.rtt_ms is not None else "-",
             peer.path or "-",

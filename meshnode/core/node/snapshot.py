@@ -27,6 +27,7 @@ def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> Nod
         peers=_peers(mediator, now),
         deployments=(*_own(mediator), *_granted(mediator), *_elsewhere(mediator)),
         warnings=_barred(mediator),
+        draining=mediator.draining,
         counters={**mediator.counters, "refused_claims": mediator.ledger.refused},
     )
 
@@ -78,6 +79,7 @@ def _peer(mediator: Mediator, node: NodeId, now: float) -> PeerStatus:
         role=mediator.roster.authors[node].role if node in mediator.roster.authors else "",
         path="direct" if link is not None and link.up else "",
         serves=tuple(served.model for served in body.served) if body is not None else (),
+        draining=body is not None and body.draining,
     )
 
 
@@ -136,7 +138,9 @@ def _of_claim(
     mediator: Mediator, claim: Claim, state: str, states: dict[int, str], progress: dict[int, Progress]
 ) -> DeploymentStatus:
     phase, percent = ("", 0) if state == "serving" else _phase(claim, states, progress)
+    leaving = sorted({mediator.name_of(stage.node) for stage in claim.stages if _draining(mediator, stage.node)})
     return DeploymentStatus(
+        note=f"{', '.join(leaving)}: draining; the layers move as soon as others have room for them" if leaving else "",
         phase=phase,
         percent=percent,
         deployment=claim.deployment,
@@ -165,6 +169,11 @@ def _of_claim(
             for stage in claim.stages
         ),
     )
+
+
+def _draining(mediator: Mediator, node: NodeId) -> bool:
+    body = mediator.roster.body(node)
+    return mediator.draining if node == mediator.node else body is not None and body.draining
 
 
 def _phase(claim: Claim, states: dict[int, str], progress: dict[int, Progress]) -> tuple[str, int]:

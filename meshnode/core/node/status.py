@@ -30,6 +30,8 @@ class PeerStatus(msgspec.Struct, frozen=True):
     """direct; empty without a link."""
     serves: tuple[str, ...] = ()
     """Models that it coordinates."""
+    draining: bool = False
+    """Takes no more work, because somebody asked for it (`meshnode drain`)."""
 
 
 class StageStatus(msgspec.Struct, frozen=True):
@@ -93,6 +95,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Models of this node that are being hashed: bytes done, bytes in all."""
     problems: tuple[str, ...] = ()
     """Models of this node that could not be loaded, and why; the latest last."""
+    draining: bool = False
+    """As of a peer."""
     unhealthy: tuple[str, ...] = ()
     """What is wrong with this node although it answers, for people; empty: nothing that it knows of."""
     stages: dict[str, int] = {}

@@ -109,3 +109,12 @@ def test_no_invite_is_written_to_a_log() -> None:
     lines = Narrator(60, 0.0).hear(node(), 0.0)
     assert "`meshnode invite`" in lines[-1]
     assert Narrator(60, 0.0).hear(replace(node(), issuer=False), 0.0) == lines[:-1]
+
+
+def test_what_keeps_a_model_away_and_what_is_wrong_is_told_once() -> None:
+    well = node()
+    sick = msgspec.structs.replace(
+        well, problems=("tiny: waits for a member called attic",), unhealthy=("it was late",)
+    )
+    assert list(changes(well, sick)) == ["tiny: waits for a member called attic", "alive but unhealthy: it was late"]
+    assert list(changes(sick, sick)) == []

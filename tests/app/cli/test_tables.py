@@ -76,3 +76,19 @@ def test_the_live_picture_has_a_bar_for_whatever_moves() -> None:
     assert "big reading the file" in text
     assert "25 %" in text
     assert "━" not in drawn(picture(node()))
+
+
+def test_a_status_shows_what_is_wrong_and_who_is_to_be_spared() -> None:
+    loading = msgspec.structs.replace(DEPLOYMENT, phase="fetching", percent=40)
+    spared = msgspec.structs.replace(PEER, draining=True)
+    now = msgspec.structs.replace(
+        node(loading, peers=(spared,)), unhealthy=("it is late",), problems=("big: no room on this disk",)
+    )
+    text = drawn(status_view(now))
+    for words in (
+        "(fetching, 40 %)",
+        "linked, draining",
+        "alive but unhealthy: it is late",
+        "not loaded: big: no room",
+    ):
+        assert words in text
