@@ -1,0 +1,67 @@
+"""The search for where there are too many orders: every move is judged as what it leads to really takes."""
+
+import random
+
+import pytest
+
+from meshnode.core.planning import NodeInventory
+from meshnode.core.planning.bounded import BUDGET_CELLS, chain, improved
+from meshnode.core.planning.context import costs_of
+from meshnode.core.planning.cuts import cuts_of
+from meshnode.core.planning.inventory import LinkInventory
+from meshnode.core.planning.lattice import Lattice, Slices
+from meshnode.core.planning.pace import NEVER, pace_of
+from meshnode.core.planning.participants import missing_bytes
+from tests.core.planning.models import MB, RESERVE, footprint
+
+
+def mesh(pick, count=14, layers=30, head="n00"):
+    names = [f"n{index:02}" for index in range(count)]
+    nodes = [
+        NodeInventory(name, name, RESERVE + pick.randint(400, 700) * MB, decode_bytes_per_s=pick.randint(5, 60) * 10**9)
+        for name in names
+    ]
+    links = [
+        LinkInventory(a, b, rtt_us=pick.randint(100, 30_000), reachable=pick.random() < 0.9)
+        for a in names
+        for b in names
+        if a != b
+    ]
+    model = footprint(layers, boundaries=tuple(range(1, layers)))
+    pace = pace_of(model, 256, "q8_0", nodes, (head, links))
+    return Slices(cuts_of(model), costs_of(model, 256, 4, "q8_0"), pace, [missing_bytes(model, node) for node in nodes])
+
+
+def time_of(slices, order):
+    return Lattice(slices, chain(slices, order), range(len(slices.pace.nodes))).least_time()
+
+
+@pytest.mark.parametrize("head", ["n00", None])
+@pytest.mark.parametrize("budget", [BUDGET_CELLS, BUDGET_CELLS // 40])
+def test_an_order_only_ever_gets_faster_also_when_the_budget_ends_in_the_middle(head, budget):
+    gains = 0
+    for seed in range(12):
+        pick = random.Random(seed)
+        slices = mesh(pick, head=head)
+        start = tuple(pick.sample(range(14), 8))
+        order = improved(slices, start, range(14), (10, budget))
+        before, after = time_of(slices, start), time_of(slices, order)
+        assert min(after, NEVER) <= min(before, NEVER)
+        assert len(set(order)) == len(order) <= 10
+        gains += after < before
+    assert gains >= 10
+
+
+def test_a_start_with_hops_that_are_not_possible_climbs_to_one_without():
+    slices = mesh(random.Random(3))
+    pace = slices.pace
+    barred = next((a, b) for a in range(14) for b in range(14) if a != b and pace.hop(a, b) >= NEVER)
+    others = [node for node in range(14) if node not in barred][:6]
+    order = improved(slices, (*barred, *others), range(14), (14, BUDGET_CELLS))
+    assert time_of(slices, order) < NEVER
+
+
+def test_what_cannot_be_improved_stays_as_it_is():
+    slices = mesh(random.Random(5))
+    best = improved(slices, range(8), range(14), (14, 10 * BUDGET_CELLS))
+    assert improved(slices, best, range(14), (14, 10 * BUDGET_CELLS)) == best
