@@ -2,12 +2,11 @@
 
 import random
 
-import pytest
-
-from meshnode.core.planning import NodeInventory
+from meshnode.core.planning import LayerFootprint, NodeInventory
 from meshnode.core.planning.bounded import BUDGET_CELLS, chain, improved
 from meshnode.core.planning.context import costs_of
 from meshnode.core.planning.cuts import cuts_of
+from meshnode.core.planning.fit import Fit
 from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.lattice import Lattice, Slices
 from meshnode.core.planning.pace import NEVER, pace_of
@@ -36,20 +35,41 @@ def time_of(slices, order):
     return Lattice(slices, chain(slices, order), range(len(slices.pace.nodes))).least_time()
 
 
-@pytest.mark.parametrize("head", ["n00", None])
-@pytest.mark.parametrize("budget", [BUDGET_CELLS, BUDGET_CELLS // 40])
-def test_an_order_only_ever_gets_faster_also_when_the_budget_ends_in_the_middle(head, budget):
+def tight(pick):
+    """Unequal layers that fill two thirds of the nodes: most other orders of them do not hold the model."""
+    names = [f"n{index:02}" for index in range(14)]
+    nodes = [
+        NodeInventory(name, name, RESERVE + pick.randint(220, 420) * MB, decode_bytes_per_s=pick.randint(5, 60) * 10**9)
+        for name in names
+    ]
+    links = [LinkInventory(a, b, rtt_us=pick.randint(100, 60_000)) for a in names for b in names if a != b]
+    model = footprint([LayerFootprint(pick.randint(60, 140) * MB, 0) for _ in range(24)])
+    cuts, costs = cuts_of(model), costs_of(model, 256, 4, "q8_0")
+    pace = pace_of(model, 256, "q8_0", nodes, ("n00", links))
+    by_size = sorted(range(14), key=lambda index: -nodes[index].usable_bytes)
+    order = Fit(cuts, costs).fewest([nodes[index].usable_bytes for index in by_size])
+    missing = [missing_bytes(model, node) for node in nodes]
+    return Slices(cuts, costs, pace, missing), tuple(by_size[index] for index in order)
+
+
+def test_an_order_only_ever_gets_faster_also_when_the_budget_ends_in_the_middle():
     gains = 0
-    for seed in range(12):
-        pick = random.Random(seed)
-        slices = mesh(pick, head=head)
-        start = tuple(pick.sample(range(14), 8))
-        order = improved(slices, start, range(14), (10, budget))
+    for seed in range(78, 134):  # two of them led astray while moves were judged by an order that stood no more
+        slices, start = tight(random.Random(seed))
+        order = improved(slices, start, range(14), (14, BUDGET_CELLS // 8))
         before, after = time_of(slices, start), time_of(slices, order)
-        assert min(after, NEVER) <= min(before, NEVER)
-        assert len(set(order)) == len(order) <= 10
+        assert after <= before < NEVER
+        assert len(set(order)) == len(order)
         gains += after < before
-    assert gains >= 10
+    assert gains > 40
+
+
+def test_a_head_that_moves_with_stage_0_is_counted_in_every_move():
+    slices = mesh(random.Random(1), head=None)
+    start = tuple(range(8))
+    order = improved(slices, start, range(14), (10, BUDGET_CELLS))
+    assert time_of(slices, order) < min(NEVER, time_of(slices, start))
+    assert len(order) <= 10
 
 
 def test_a_start_with_hops_that_are_not_possible_climbs_to_one_without():
