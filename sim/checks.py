@@ -247,10 +247,10 @@ class Checks:
     def unnoticed(self) -> list[str]:
         """Who does not know yet of a key that runs on two machines, both of them linked to somebody.
 
-        A copy may stay outside: whoever has a link to the original that it dialed itself refuses the second.
+        Either may stay outside: whoever has a link to the one that it dialed itself refuses the other.
         """
         found: list[str] = []
-        linked = [copy for copy in self.world.copies if copy.links]
+        linked = [copy for copy in self.world.copies if copy.links and self.world.machines[copy.node].links]
         for copy in linked:
             for machine in self.world.running():
                 assert machine.mediator is not None
