@@ -153,7 +153,7 @@ class Models:
         assert self._nursery is not None, "run() is running"
         await trio.to_thread.run_sync(check_servable, wanted)
         name = model_name(wanted.path)
-        if any(loaded.name == name for loaded in self._loaded):
+        if any(loaded.name == name and not loaded.scope.cancel_called for loaded in self._loaded):
             raise ConfigError(f"{name} is served already", "Unload it first; `--replicas N` loads it more than once.")
         if len(self._loaded) >= MODELS:
             raise ConfigError(f"this node serves {MODELS} models already", "Unload one: `meshnode unload NAME`.")

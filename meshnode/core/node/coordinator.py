@@ -133,9 +133,7 @@ class Coordinator:
         if isinstance(event, on.PlanFailed):
             deployment.plan_failed(event.serial, event.message, now)
             return
-        nodes = self._inventory(event.deployment, deployment.footprint.weight_kind).nodes
-        members = {node.node: node.excluded for node in nodes}
-        run = deployment.planned(event.serial, event.outcome, members, self._draw, now)
+        run = deployment.planned(event.serial, event.outcome, self._draw, now)
         if run is not None:
             self._out.trace(f"{run.fence}: claiming {len(run.claim.stages)} stages for {run.claim.model}")
             self._obey(deployment, run, run.start(now), now)

@@ -54,6 +54,9 @@ CHUNK = 128
 BLAMELESS = frozenset({"participant_lost", "old_term", "stage_lost", "lease_lost", "held"})
 """Ends that say nothing against planning with the node again."""
 
+_PRESENT = frozenset({"", "draining", "failed"})
+"""Exclusions of nodes that can still do what they did before."""
+
 Draw = Callable[[int], bytes]
 
 
@@ -102,6 +105,8 @@ class Deployment:
     former: dict[Fence, Run] = field(default_factory=dict)
     """Runs that drain, or broke and wait to be taken over."""
     planning: bool = False
+    news: bool = False
+    """Something changed while a plan was in the making."""
     serial: int = 0
     place: Place = Place.BESIDE
     asked: Inventory | None = None
@@ -149,6 +154,7 @@ class Deployment:
     def changed(self, now: float, spared: Container[NodeId] = ()) -> None:
         """The inventory changed: plan again soon, if a plan is missing or the present one could be bettered. `spared`:
         nodes that are to have no work; they may be about to leave."""
+        self.news = self.news or self.planning
         if self.current is not None:
             urgent = any(node in spared for node in self.current.participants)
             at = max(now + SETTLE_S, self.looked_at + (SPARE_S if urgent else LOOK_S))
@@ -182,11 +188,27 @@ class Deployment:
         if self.current is None or self.better_since is not None or self.answered.get(self.place) != inventory:
             return False
         self.planning = False
+        self._nothing_better(self.current, now)
+        return True
+
+    def _nothing_better(self, current: Run, now: float) -> None:
+        """The place that was asked for gives no gain: ask for the other, then wait for news; while somebody is to leave
+        and cannot be spared, look whether exclusions ended."""
         if self.place is Place.BESIDE:
             self.place, self.plan_at = Place.INSTEAD, now
         else:
-            self.place = Place.BESIDE
-        return True
+            self.place, self.better_since = Place.BESIDE, None
+            self.plan_at = now + LOOK_S if self.news or self._forced(current) else None
+            self.news = False
+
+    def _forced(self, current: Run) -> bool:
+        """Whether one of its nodes is to have no work."""
+        members = self._members()
+        return any(members.get(node) == "draining" for node in current.participants)
+
+    def _members(self) -> dict[NodeId, str]:
+        """Why each may not take part, as the plan in question saw it; empty if it may."""
+        return {} if self.asked is None else {node.node: node.excluded for node in self.asked.nodes}
 
     def _may_plan(self) -> bool:
         return not self.planning and self.attempt is None and not (self.current is not None and self._draining())
@@ -199,18 +221,17 @@ class Deployment:
 
     # --- what came of it ------------------------------------------------------------------------------------------
 
-    def planned(
-        self, serial: int, outcome: Plan | Shortfall, members: dict[NodeId, str], draw: Draw, now: float
-    ) -> Run | None:
-        """Take a plan; a run to start, or None. `members`: why each may not take part at present, empty if it may."""
+    def planned(self, serial: int, outcome: Plan | Shortfall, draw: Draw, now: float) -> Run | None:
+        """Take a plan; a run to start, or None."""
         if not self.planning or serial != self.serial:
             return None
         self.planning = False
         if self.current is not None:
-            return self._compare(self.current, outcome, members, draw, now)
+            return self._compare(self.current, outcome, draw, now)
         broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
         if isinstance(outcome, Shortfall) and self.before is not None:
-            there = all(members.get(node, "gone") in ("", "draining") for node in self.before.nodes)
+            members = self._members()
+            there = all(members.get(node, "gone") in _PRESENT for node in self.before.nodes)
             outcome = self.before if there else outcome
         if isinstance(outcome, Shortfall):
             self.note = outcome.text()
@@ -225,20 +246,13 @@ class Deployment:
             self.planning, self.note, self.failures = False, message, self.failures + 1
             self.plan_at = now + 2 * RETRY_MAX_S
 
-    def _compare(
-        self, current: Run, outcome: Plan | Shortfall, members: dict[NodeId, str], draw: Draw, now: float
-    ) -> Run | None:
+    def _compare(self, current: Run, outcome: Plan | Shortfall, draw: Draw, now: float) -> Run | None:
         """A plan was made while a run serves: whether to replace that one."""
-        forced = any(members.get(node) == "draining" for node in current.participants)
+        forced = self._forced(current)
         if not isinstance(outcome, Plan) or not (forced or self._gains(current, outcome)):
-            if self.asked is not None and not forced:
+            if self.asked is not None:
                 self.answered[self.place] = self.asked
-            if self.place is Place.BESIDE:
-                self.place, self.plan_at = Place.INSTEAD, now
-            else:
-                self.place, self.better_since = Place.BESIDE, None
-                # Somebody is to leave and cannot be spared: ask again, since nothing may change before room appears.
-                self.plan_at = now + LOOK_S if forced else None
+            self._nothing_better(current, now)
             return None
         if not forced:
             self.better_since = now if self.better_since is None else self.better_since

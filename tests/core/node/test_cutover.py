@@ -247,7 +247,7 @@ def test_what_ended_to_make_room_is_loaded_again_when_its_successor_fails() -> N
     world.run(LOOK_S + 3)
     assert world.status("a").deployments[0].state != "serving"
     world.hooks.clear()
-    world.run(40)
+    world.run(15)
     assert world.status("a").deployments[0].state == "serving"
     assert used(world) == first
 
