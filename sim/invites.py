@@ -157,11 +157,14 @@ class Invites:
         """Somebody makes an invite and gives it to `rivals` machines, more than it admits."""
         if self.desk is None:
             self.desk = Desk(self.world, issuer)
+        self.desk.read()
+        if self.desk.busy:  # who changes the book waits for whoever does
+            self.world.agenda.after(issuer.disk.write_s, partial(self.invite, issuer, uses, rivals))
+            return
         number = len(self.races)
         secret, invite_id = self.random.randbytes(SECRET_BYTES), self.random.randbytes(INVITE_ID_BYTES)
         now = BEGIN + timedelta(seconds=int(self.world.now))
         entry = new_entry(invite_id, invite_key(secret, invite_id), Role.MEMBER, uses, (now, now + LIFE))
-        self.desk.read()
         self.desk.book = self.desk.book.create(entry)
         issuer.disk.invites = encode_book(self.desk.book)  # a person waits until it is
         race = Race(uses, [Joiner(f"j{number}.{rival}", invite_id, secret) for rival in range(rivals)])
