@@ -24,6 +24,8 @@ from tests.io.stage.neighbour import OPTIONS, PATIENCE_S, tcp_pair
 BEFORE, BEHIND, ELSEWHERE = (NodeId(letter * 51 + "a") for letter in "bcd")
 FENCE = Fence(Term(1), RunId("0123456789abcdef"))
 TOKEN = bytes(range(16))
+ROOM = 1_000_000_000
+"""Bytes that the claim booked for the stage: more than its slice has."""
 ORDER = Prepare(
     fence=FENCE,
     deployment="d1",
@@ -82,7 +84,7 @@ async def test_a_stage_with_a_revoked_neighbour_takes_no_connection_any_more(
     post = Post(reports.send, lambda event: None)
     stages = Stages(lambda: own, seats, nobody, Disk(build(tmp_path / "tiny.gguf", layers=2)), post, 1)
     await stages.bar(lambda node: node == (revoked if known_before_it_loads else ELSEWHERE))
-    assert stages.expect(ORDER)
+    assert stages.expect(ORDER, ROOM)
     nursery.start_soon(stages.prepare, ORDER)
     with trio.fail_after(PATIENCE_S):
         report = await heard.receive()
