@@ -1,7 +1,9 @@
 """`meshnode bench split`: plain llama.cpp and the same model split, in turns within one run.
 
 A machine's speed drifts by tens of per cent from minute to minute, so only ratios of neighbouring measurements count:
-every round measures each case once, one after the other, and a ratio is the median over rounds of the quotients.
+every round measures each case once, one after the other, and a ratio is the median over rounds of the quotients. Every
+round starts its processes anew: where a process's memory happens to lie makes it faster or slower by some per cent for as
+long as it lives, which no repetition within it would average out.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ class _Samples:
         self.decode: dict[int, list[float]] = {}
         self.prefill: list[float] = []
         self.first: list[float] = []
-        self.internal_us: tuple[float, ...] = ()
+        self.internal_us: list[list[float]] = []
 
     def case(self, plain: _Samples) -> SplitCase:
         return SplitCase(
@@ -138,7 +140,7 @@ class _Samples:
             prefill=median(self.prefill),
             first_token_ms=median(self.first) * 1000,
             stage_overhead_us=self.overhead_us(plain) if self.stages else None,
-            stage_internal_us=self.internal_us,
+            stage_internal_us=tuple(round(median(stage), 1) for stage in zip(*self.internal_us, strict=True)),
         )
 
     def overhead_us(self, plain: _Samples) -> float:
@@ -160,24 +162,23 @@ def run_split(options: SplitOptions, progress: Callable[[str], None] = lambda _:
 async def _measure(options: SplitOptions, subject: _Subject, progress: Callable[[str], None]) -> SplitReport:
     plain = _Samples("plain llama.cpp", 0)
     split = [_Samples(f"{n} stage{'s' * (n > 1)}", n) for n in range(1, options.stages + 1)]
-    async with AsyncExitStack() as stack:
-        progress("loading")
-        yardstick = await stack.enter_async_context(
-            open_yardstick(subject.path, subject.run, options.threads, chunk=_PLAIN_CHUNK)
-        )
-        rigs = []
-        for cuts in subject.cuts:
-            how = RigOptions(stages=len(cuts) + 1, cuts=cuts, threads=options.threads, run=subject.run)
-            rigs.append(await stack.enter_async_context(open_rig(subject.path, how)))
-        warm = [(_Samples("", 1), rig) for rig in rigs]
-        await _round((_Samples("", 0), yardstick), warm, (1,), subject.run.chunk)
-        for number in range(options.rounds):
-            progress(f"round {number + 1} of {options.rounds}")
+    for number in range(options.rounds):
+        progress(f"round {number + 1} of {options.rounds}")
+        async with AsyncExitStack() as stack:
+            yardstick = await stack.enter_async_context(
+                open_yardstick(subject.path, subject.run, options.threads, chunk=_PLAIN_CHUNK)
+            )
+            rigs = []
+            for cuts in subject.cuts:
+                how = RigOptions(stages=len(cuts) + 1, cuts=cuts, threads=options.threads, run=subject.run)
+                rigs.append(await stack.enter_async_context(open_rig(subject.path, how)))
+            warm = [(_Samples("", 1), rig) for rig in rigs]
+            await _round((_Samples("", 0), yardstick), warm, (1,), subject.run.chunk)
             sides = list(zip(split, rigs, strict=True))
             await _round((plain, yardstick), sides, options.streams, options.prefill_tokens)
-        for side, rig in zip(split, rigs, strict=True):
-            stats = await rig.statistics()
-            side.internal_us = tuple(round(s.overhead_us / max(s.microbatches, 1), 1) for s in stats)
+            for side, rig in sides:
+                stats = await rig.statistics()
+                side.internal_us.append([each.overhead_us / max(each.microbatches, 1) for each in stats])
     return _report(options, subject.path, plain, split)
 
 
