@@ -2,8 +2,8 @@
 
 A machine's speed drifts by tens of per cent from minute to minute, so only ratios of neighbouring measurements count:
 every round measures each case once, one after the other, and a ratio is the median over rounds of the quotients. Every
-round starts its processes anew: where a process's memory happens to lie makes it faster or slower by some per cent for as
-long as it lives, which no repetition within it would average out.
+round starts its processes anew: where the memory of one happens to lie makes it faster or slower by some per cent for
+as long as it lives, which no repetition within it would average out.
 """
 
 from __future__ import annotations
