@@ -44,6 +44,8 @@ class Word:
     """Highest term of which a stage was loaded, by deployment."""
     fenced: dict[str, int] = field(default_factory=dict)
     serving: dict[str, Fence] = field(default_factory=dict)
+    stopped: set[Fence] = field(default_factory=set)
+    """Runs that the effects of the event at hand also stop: what they begin of these ends in the same breath."""
     held: list[HeldRun] = field(default_factory=list)
     """Before the event that is looked at."""
 
@@ -98,6 +100,7 @@ class Obedience:
         assert mediator is not None
         if isinstance(event, on.Received):
             self._ordered(machine, event, effects)
+        self.words[machine.at].stopped = {effect.fence for effect in effects if isinstance(effect, do.StopStages)}
         held = self.words[machine.at].held = list(mediator.ledger.held.values())
         for run in held:
             if machine.last_local >= run.until:
@@ -164,7 +167,8 @@ class Obedience:
         assert machine.mediator is not None
         word, held = self.words[machine.at], machine.mediator.ledger.held.get(fence)
         if held is None:
-            self._fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
+            if fence not in word.stopped:
+                self._fail("two drivers", f"{machine.name} obeys {fence}, which it does not hold")
             return
         if fence.term < word.granted.get(deployment, 0) or fence.term < word.loaded.get(deployment, 0):
             self._fail("two drivers", f"{machine.name} obeys term {fence.term} after a higher one")

@@ -23,9 +23,9 @@ ORPHANS_S = 20.0
 """After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
-NOTICE_S = 15.0
-"""After the heal until everybody knows of a key that runs twice: each of the two speaks three times, a second apart,
-and one of them may have to be dialed anew."""
+NOTICE_S = CONVERGE_S
+"""After the heal until everybody knows of a key that runs twice: a word like any other, and one of the two may have to
+be dialed anew."""
 WARY_S = 5.0
 """So long nobody may plan with it, before a person switches the copy off."""
 JOIN_S = 1.0
