@@ -386,6 +386,7 @@ async def test_a_stage_answers_no_frame_after_its_lease_until_a_later_one_came(m
         await head.send(prompt(mesh.fence, 2, [5]))
         with pytest.raises(trio.BrokenResourceError):
             await back.read()
+        assert (await events.next()).kind == "stale_frame", "its streams are gone when it says so"
         await stage.lease(1000.0)
         to_stage, from_stage = await connect(stage, mesh, mesh.fence)
         await to_stage.send(prompt(mesh.fence, 1, [6]))
