@@ -160,3 +160,11 @@ class StageLost(Lost):
     """A stage process or its pipeline ended."""
 
     kind = "stage_lost"
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error in a group of groups: what to tell of several that one cause had."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -23,7 +23,7 @@ from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
-from meshnode.errors import MeshError, PeerError, StageError, StageLost
+from meshnode.errors import MeshError, PeerError, StageError, StageLost, first_of
 from meshnode.identity.certificates import make_stage
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
@@ -149,7 +149,7 @@ class Heads:
             with self._scopes[claim.fence]:
                 await self._serve(claim, hops, created)
         except* MeshError as errors:
-            reason = str(_first(errors))
+            reason = str(first_of(errors))
             log.warning("%s: the head ended: %s", claim.fence, reason)
             await self._post(HeadFailed(claim.fence, reason))
         finally:
@@ -265,10 +265,3 @@ def _close_all(arriving: trio.MemoryReceiveChannel[socket.socket]) -> None:
             arriving.receive_nowait().close()
     except (trio.WouldBlock, trio.EndOfChannel):
         arriving.close()
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

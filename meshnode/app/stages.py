@@ -20,7 +20,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.core.coordination.ledger import LEASE_S
 from meshnode.core.node.effects import Kept
 from meshnode.core.node.events import Event, StageReported
-from meshnode.errors import MeshError, StageError, StageLost
+from meshnode.errors import MeshError, StageError, StageLost, first_of
 from meshnode.identity.certificates import make_stage, stage_name
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
@@ -137,7 +137,7 @@ class Stages:
                         await ended.wait()
                     await self._run(running)
         except* MeshError as errors:
-            await self._failed(running, _first(errors))
+            await self._failed(running, first_of(errors))
         finally:
             self._seats.close(running.order.upstream.token)
             self._forget(running)
@@ -378,10 +378,3 @@ def _check_size(paths: SlicePaths, reserved_bytes: int) -> None:
 
 def _place(running: _Running) -> tuple[Fence, int]:
     return running.order.fence, running.order.stage
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

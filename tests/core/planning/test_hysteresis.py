@@ -1,7 +1,7 @@
 import msgspec
 
 from meshnode.core.planning import Inventory, make_plan
-from meshnode.core.planning.hysteresis import LASTING_S, Cause, Standing, better, judge
+from meshnode.core.planning.hysteresis import better
 from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.prediction import predicted
 from tests.core.planning.models import MB, demand, footprint, inventory
@@ -35,21 +35,6 @@ def test_a_fifth_more_context_is_a_gain_for_what_serves_with_too_little():
 
 def test_what_was_never_predicted_is_not_compared():
     assert not better(msgspec.structs.replace(plan(1), prediction=None), plan(1, node="b"))
-
-
-def test_a_gain_must_last_and_starts_anew_after_a_pause():
-    standing = judge(Standing(False), Cause.BETTER, True, 100.0)
-    assert standing == Standing(False, 100.0)
-    assert not judge(standing, Cause.BETTER, True, 100.0 + LASTING_S - 1).replace
-    assert judge(standing, Cause.BETTER, True, 100.0 + LASTING_S).replace
-    paused = judge(standing, Cause.BETTER, False, 110.0)
-    assert paused == Standing(False, None)
-    assert not judge(paused, Cause.BETTER, True, 100.0 + LASTING_S).replace
-
-
-def test_a_lost_participant_and_a_users_wish_need_no_gain_and_no_wait():
-    for cause in (Cause.LOST, Cause.ASKED):
-        assert judge(Standing(False), cause, False, 0.0).replace
 
 
 def test_what_runs_is_predicted_anew_and_gone_where_a_node_is():
