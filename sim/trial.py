@@ -23,9 +23,9 @@ ORPHANS_S = 20.0
 """After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
-NOTICE_S = CONVERGE_S
-"""After the heal until everybody knows of a key that runs twice: a word like any other, and one of the two may have to
-be dialed anew."""
+NOTICE_S = 15.0
+"""From when both machines of a copied key have links until everybody knows: an announcement, its answer, two rounds of
+anti-entropy."""
 WARY_S = 5.0
 """So long nobody may plan with it, before a person switches the copy off."""
 JOIN_S = 1.0
@@ -124,8 +124,9 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     world.agenda.run(healed_at)
     faults.heal()
     if world.copies:
-        _expect(world, setting, "copied", NOTICE_S, world.checks.unnoticed)
-        world.agenda.run(min(setting.until, world.now + NOTICE_S + WARY_S))
+        copies_until = world.now + NOTICE_S + WARY_S
+        _watch_copies(world, copies_until)
+        world.agenda.run(min(setting.until, copies_until))
         faults.remove_copies()
     alone_at = world.now
     world.agenda.after(0.0, lambda: world.serve(served) if not _wanted(world) else None)
@@ -178,6 +179,19 @@ def _expect(world: World, setting: Setting, rule: str, bound: float, defects: De
 
     if deadline <= setting.until:
         poll()
+
+
+def _watch_copies(world: World, until: float) -> None:
+    """Until a person switches them off, whoever is copied in sight of others is noticed."""
+
+    def poll() -> None:
+        late = world.checks.unnoticed(NOTICE_S)
+        if late:
+            world.checks.fail("copied", f"{len(late)} after {NOTICE_S:g} s with links, first: {late[0]}")
+        if world.copies and world.now < until:
+            world.agenda.after(POLL_S, poll)
+
+    poll()
 
 
 def _wanted(world: World) -> bool:
