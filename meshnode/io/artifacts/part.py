@@ -60,6 +60,8 @@ class PartFile:
         """Go on where an earlier attempt ended, or begin. Errors: OSError."""
         if self._resume():
             self._file = FileIO(self._part, "r+")
+            # No digest vouches for the header, and it is on disk for sure only with the first artifact.
+            self.write_at(0, self._layout.header)
             return
         self._journal.unlink(missing_ok=True)
         self._file = FileIO(self._part, "w+")

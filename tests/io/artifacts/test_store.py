@@ -181,6 +181,18 @@ async def test_any_journal_is_survived(model, store, journal):
     assert ready.path.read_bytes() == expected(model, layout)
 
 
+async def test_a_header_that_a_power_cut_took_is_written_again(model, store):
+    """The size of a file can be on disk before its first page; the journal, which is small, is."""
+    with pytest.raises(LinkLost):
+        await store.prepare(model.digest, 1, 4, [Peer(model, dies_after=6_000_000)])
+    path = store.slice_path(model.digest, 1, 4)
+    with path.with_name(path.name + ".part").open("r+b") as file:
+        file.write(bytes(64))
+    ready = await store.prepare(model.digest, 1, 4, [Peer(model)])
+    layout = PlainLayouts().slice(ready.metadata, model.manifest, 1, 4)
+    assert ready.path.read_bytes() == expected(model, layout)
+
+
 async def test_progress_never_passes_the_total_and_ends_at_it(model, store):
     seen = []
     await store.prepare(model.digest, 0, 2, [Peer(model)], lambda done, total: seen.append((done, total)))
