@@ -99,7 +99,7 @@ def decode_manifest(data: bytes, expected: ManifestDigest | None = None) -> Mani
         raise PeerError("the manifest is not the one that was announced (digest differs)")
     try:
         manifest = msgspec.msgpack.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise PeerError(f"not a manifest: {error}") from None
     _check(manifest)
     if encode_manifest(manifest) != data:

@@ -1,5 +1,6 @@
 """The manifest: canonical bytes, one digest, and nothing impossible accepted from a peer."""
 
+import hashlib
 import random
 
 import msgpack
@@ -106,6 +107,12 @@ def test_mutated_manifests_are_a_peers_error_or_another_manifest():
             decode_manifest(bytes(mutated[: dice.randint(0, len(mutated))] if dice.random() < 0.2 else mutated))
         except PeerError:
             continue
+
+
+def test_a_manifest_of_endless_depth_is_a_peers_error():
+    deep = b"\x81\xa1x" + b"\x91" * 200_000 + b"\xc0"
+    with pytest.raises(PeerError, match="not a manifest"):
+        decode_manifest(deep, hashlib.sha256(deep).hexdigest())
 
 
 def test_a_manifest_over_the_limit_is_refused_unread():
