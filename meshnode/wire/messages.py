@@ -23,12 +23,14 @@ from __future__ import annotations
 import msgspec
 
 from meshnode.errors import PeerError
-from meshnode.identity.ids import NodeId
+from meshnode.identity.ids import ID_CHARACTERS, NodeId
 from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS, GOSSIP_BUCKETS, GOSSIP_ID, GOSSIP_IDS, STAGES
 
 OP_CHARACTERS = 64
 """Of an unknown op that are told back: the longest of ours has 9."""
+PHASE_CHARACTERS = 16
+"""Of what a stage does: the longest of ours has 9."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
@@ -410,9 +412,8 @@ def decode(frame: bytes) -> AnyMessage | Unrecognised:
     fence: Fence | None = getattr(message, "fence", None)
     if fence is not None and not is_fence(fence):
         raise PeerError("a malformed fence")
-    if isinstance(message, Claim) and not 0 < len(message.stages) <= STAGES:
-        raise PeerError(f"a claim names {len(message.stages)} stages, at most {STAGES} are allowed")
     _check_gossip(message)
+    _check_coordination(message)
     return message
 
 
@@ -422,12 +423,34 @@ def _check_gossip(message: AnyMessage) -> None:
             if len(ids) > GOSSIP_IDS or any(len(each) != GOSSIP_ID for each in ids):
                 raise PeerError("a malformed list of ids")
         case WhoIs(authors=authors):
-            if len(authors) > GOSSIP_IDS:
-                raise PeerError("too many authors are asked for")
+            if len(authors) > GOSSIP_IDS or any(len(author) > ID_CHARACTERS for author in authors):
+                raise PeerError("too many authors are asked for, or by too long ids")
+        case Announce(author=node) | Suspect(author=node) | Probe(target=node):
+            if len(node) > ID_CHARACTERS:  # it is remembered before anything proves it
+                raise PeerError("an id that is too long to be one")
         case Buckets(hashes=hashes):
             if len(hashes) != GOSSIP_BUCKETS:
                 raise PeerError("a malformed list of buckets")
         case _:
             pass
-    if isinstance(message, Holding) and not set(message.buckets) <= set(range(GOSSIP_BUCKETS)):
-        raise PeerError("a bucket that does not exist")
+    if isinstance(message, Holding):
+        buckets = message.buckets
+        # Each of the ids is looked for among them: 25,000 repetitions would cost half a second.
+        if len(buckets) > GOSSIP_BUCKETS or not set(buckets) <= set(range(GOSSIP_BUCKETS)):
+            raise PeerError("a bucket that does not exist, or one more than once")
+
+
+def _check_coordination(message: AnyMessage) -> None:
+    match message:
+        case Claim(stages=stages, deployment=deployment, model=model):
+            if not 0 < len(stages) <= STAGES:
+                raise PeerError(f"a claim names {len(stages)} stages, at most {STAGES} are allowed")
+            # A deployment is counted in characters where it is kept (core/coordination/ledger), in a file of bytes; a
+            # model's name comes to other people's terminals.
+            if not (deployment.isascii() and deployment.isprintable() and model.isprintable()):
+                raise PeerError("a claim for a deployment or model that cannot be shown")
+        case Progress(phase=phase):
+            if len(phase) > PHASE_CHARACTERS or not phase.isprintable():
+                raise PeerError("a stage does what cannot be shown")
+        case _:
+            pass

@@ -226,6 +226,11 @@ def test_what_is_no_message_is_the_peers_error(frame: bytes) -> None:
         Buckets((b"",) * (limits.GOSSIP_BUCKETS + 1)),
         Holding((limits.GOSSIP_BUCKETS,), ()),
         Holding((-1,), ()),
+        Holding((0,) * (limits.GOSSIP_BUCKETS + 1), ()),
+        WhoIs((NodeId("a" * 53),)),
+        Announce(NodeId("a" * 53), b"body", b"signature"),
+        Suspect(NodeId("a" * 53), b"body", b"signature"),
+        Probe(NodeId("a" * 53), 1),
     ],
 )
 def test_lists_of_gossip_are_bounded(message: AnyMessage) -> None:
@@ -252,6 +257,26 @@ def test_no_message_carries_a_malformed_fence(fence: Fence) -> None:
 def test_a_claim_names_some_stages_and_not_too_many(count: int) -> None:
     with pytest.raises(PeerError, match=f"names {count} stages"):
         decode(encode(msgspec.structs.replace(CLAIM, stages=CLAIM.stages[:1] * count)))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        msgspec.structs.replace(CLAIM, model="\x1b[2J"),
+        msgspec.structs.replace(CLAIM, deployment="line\nline"),
+        Progress(FENCE, 1, "\x1b[2J", 5, 10),
+        Progress(FENCE, 1, "f" * 17, 5, 10),
+    ],
+)
+def test_what_comes_to_a_terminal_is_printable(message: AnyMessage) -> None:
+    with pytest.raises(PeerError, match="cannot be shown"):
+        decode(encode(message))
+
+
+def test_a_deployment_takes_as_many_bytes_as_characters() -> None:
+    """1024 of them are kept in a file of 64 KiB: 96 KB of others would end the node that writes it."""
+    with pytest.raises(PeerError, match="cannot be shown"):
+        decode(encode(msgspec.structs.replace(CLAIM, deployment="\N{GRINNING FACE}" * 16)))
 
 
 def test_the_largest_claim_fits_its_frame() -> None:
