@@ -44,6 +44,10 @@ _UNDERSTOOD = {
     ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
 }
 
+_SIGNATURE = b"\x03\x41\x00"
+"""DER in front of the 64 bytes of a signature: a BIT STRING of which no bit is unused. `cryptography` also takes one whose
+last bits are said to be unused where they are 0; OpenSSL does not, and the same certificate would have several hashes."""
+
 # What `cryptography` raises for certificates that parse at the outside and not inside.
 _MALFORMED = (
     ValueError,
@@ -86,6 +90,8 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         raise PeerError(f"a certificate does not parse ({type(problem).__name__})") from None
     if not isinstance(key, Ed25519PublicKey):
         raise PeerError("a certificate's key is not Ed25519")
+    if not der.endswith(_SIGNATURE + certificate.signature):
+        raise PeerError("a certificate's signature is not written as DER wants it")
     for extension in extensions:
         if extension.critical and extension.oid not in _UNDERSTOOD:
             raise PeerError("a certificate has an unknown critical extension")

@@ -105,6 +105,15 @@ def test_a_certificate_longer_than_any_of_ours_is_not_parsed() -> None:
         parse_certificate(bytes(CERTIFICATE_BYTES + 1))
 
 
+def test_a_certificate_has_one_encoding() -> None:
+    """Found by the damage below, once in ten runs: bits of the signature that are 0 may be said to be unused."""
+    mesh = TestMesh(NOW)
+    data = next(each for each in (der(mesh.node().chain[0]) for _ in range(200)) if not each[-1] & 1)
+    assert data[-65] == 0
+    with pytest.raises(PeerError, match="as DER wants it"):
+        parse_certificate(data[:-65] + b"\1" + data[-64:])
+
+
 def test_damaged_certificates_end_in_peer_errors() -> None:
     mesh = TestMesh(NOW)
     node = mesh.node()
