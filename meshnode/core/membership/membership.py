@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from meshnode.core.membership import orders as order
-from meshnode.core.membership.announcement import Authority, Body
+from meshnode.core.membership.announcement import Authority, Body, names_its_author
 from meshnode.core.membership.detector import Detector
 from meshnode.core.membership.digest import Digest, Item, id_of
 from meshnode.core.membership.exchange import Exchange
@@ -17,7 +17,7 @@ from meshnode.core.membership.gossip import SMALL, Draw, Gossip, pick
 from meshnode.core.membership.links import Links
 from meshnode.core.membership.observers import Observers
 from meshnode.core.membership.revocation import Revocations
-from meshnode.core.membership.roster import Entry, Roster
+from meshnode.core.membership.roster import MEMBERS, Entry, Roster
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.membership.standing import Standing
 from meshnode.core.membership.suspicion import suspect
@@ -49,6 +49,8 @@ LATE_S = 0.5
 """Woken so much later than asked for, this node was suspended or starved: its own slowness is suspected first."""
 WHO_S = 1.0
 """Between two questions who an author is: an answer that took longer was lost with its link."""
+ASKED_WHO = MEMBERS
+"""Such questions remembered: one for every member there can be. Beyond, the oldest may be asked again sooner."""
 HINTED = 2
 """Addresses of a hint that are tried before announced ones: false ones cost half a second of a dial."""
 CHOOSE_S = 0.2
@@ -209,7 +211,10 @@ class Membership:
                 self._orders.append(order.Noted(self.voice.alarm or "this node's numbers were used before: going on"))
             return
         if self.barred(author):
-            self.gossip.saw(id_of(record))
+            if names_its_author(
+                record
+            ):  # nobody looks at its signature, and the id of another's word must not be hidden
+                self.gossip.saw(id_of(record))
             for revoked in self.revocations.records.values():
                 self._tell(peer, revoked)
             return
@@ -226,7 +231,10 @@ class Membership:
 
     def _ask_who(self, peer: NodeId, author: NodeId, now: float) -> None:
         if now - self._asked_who.get(author, now - WHO_S) >= WHO_S:
+            self._asked_who.pop(author, None)
             self._asked_who[author] = now
+            if len(self._asked_who) > ASKED_WHO:
+                del self._asked_who[next(iter(self._asked_who))]
             self._tell(peer, WhoIs((author,)))
 
     def _adopted(self, peer: NodeId, before: Entry | None, entry: Entry, now: float) -> None:
