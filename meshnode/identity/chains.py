@@ -45,8 +45,8 @@ _UNDERSTOOD = {
 }
 
 _SIGNATURE = b"\x03\x41\x00"
-"""DER in front of the 64 bytes of a signature: a BIT STRING of which no bit is unused. `cryptography` also takes one whose
-last bits are said to be unused where they are 0; OpenSSL does not, and the same certificate would have several hashes."""
+"""DER in front of the 64 bytes of a signature: a BIT STRING of which no bit is unused. `cryptography` also takes one
+whose last bits are said to be unused where they are 0; OpenSSL does not, and one certificate would have many hashes."""
 
 # What `cryptography` raises for certificates that parse at the outside and not inside.
 _MALFORMED = (
