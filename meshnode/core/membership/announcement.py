@@ -206,8 +206,22 @@ def read(record: Announce, author: Author, mesh: MeshId, *, verify: bool = True)
     return body
 
 
+class _Named(msgspec.Struct):
+    node: NodeId
+
+
+def names_its_author(record: Announce) -> bool:
+    """Whether the content is of whom the record says, signed or not: its id can then stand for nobody else's word."""
+    try:
+        return msgspec.msgpack.decode(record.body, type=_Named).node == record.author
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+
+
 def _is_possible(body: Body) -> bool:
-    texts = (body.name, body.software, body.llama, *body.addresses, *(served.model for served in body.served))
+    texts = [body.name, body.software, body.llama, *body.addresses, *(held.deployment for held in body.reserved)]
+    for served in body.served:
+        texts += (served.deployment, served.model, served.run)
     layers = (layer for ranges in body.cached.values() for slice_ in ranges for layer in slice_)
     sizes = (*body.number, body.memory_usable, *(reserved.bytes for reserved in body.reserved), *layers)
     return (

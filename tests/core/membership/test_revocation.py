@@ -7,14 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshnode.core.membership import membership
 from meshnode.core.membership import revocation as module
+from meshnode.core.membership.announcement import announce
+from meshnode.core.membership.digest import id_of
 from meshnode.core.membership.revocation import Revocations
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.snapshot import status
 from meshnode.errors import ConfigError, PeerError
 from meshnode.identity.ids import NodeId, node_id_of, short
-from meshnode.wire.messages import AnyMessage, Claim, Have, Refuse, Revoke
+from meshnode.identity.issuers import APPOINTED
+from meshnode.wire.messages import Announce, AnyMessage, Claim, Have, Refuse, Revoke, Want, WhoIs
 from tests.core.node.mesh import ISSUER, MESH, HashAuthor, HashAuthority, World, name_to_id, revocation
 
 ROOT = NodeId(MESH)
@@ -104,6 +108,31 @@ def test_a_node_that_is_out_says_so_and_stops_dialing(mesh: World) -> None:
     assert "a new invite" in warning
 
 
+def test_nobodys_word_is_hidden_behind_a_revoked_name(mesh: World) -> None:
+    """What comes in a revoked node's name is not asked for again: it must be its own, or it would hide another's."""
+    d = name_to_id("d")
+    mesh.hand("a", on.Revoked(revocation(1, d)))
+    mesh.run(1)
+    for author, asked in ((C, True), (d, False)):
+        body = mesh.nodes["c"].membership.voice.body
+        assert body is not None
+        record = announce(msgspec.structs.replace(body, node=author, sequence=99), HashAuthority(author))
+        mesh.hand("a", on.Received(B, Announce(d, record.body, record.signature)))
+        before = len(mesh.sent(Want))
+        mesh.hand("a", on.Received(B, Have((id_of(record),))))
+        assert (Want((id_of(record),)) in mesh.sent(Want)[before:]) == asked
+    mesh.hand("a", on.Received(B, Announce(d, b"\x91" * 3000, b"")))
+    assert mesh.nodes["a"].links.up(B), "what nobody looks at is no reason to part"
+
+
+def test_questions_who_somebody_is_are_bounded(mesh: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "ASKED_WHO", 3)
+    for number in range(9):
+        mesh.hand("a", on.Received(B, Announce(name_to_id(f"stranger {number}"), b"", b"")))
+    assert len(mesh.sent(WhoIs)) >= 9
+    assert len(mesh.nodes["a"].membership._asked_who) == 3
+
+
 def test_a_plan_with_a_revoked_node_is_not_granted(mesh: World) -> None:
     mesh.hand("b", on.Revoked(revocation(1, C)))
     mesh.cut = {frozenset((name_to_id("a"), B))}
@@ -139,6 +168,11 @@ def test_the_number_of_issuers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "ISSUERS", 1)
     with pytest.raises(PeerError, match="too many"):
         known(revocation(1), revocation(1, issuer=OTHER))
+
+
+def test_the_root_and_all_issuers_that_it_can_make_have_a_list() -> None:
+    makers = [ROOT, *(node_id_of(b"%d" % number) for number in range(1 + APPOINTED))]
+    assert len(known(*(revocation(1, issuer=maker) for maker in makers)).records) == 1 + 1 + APPOINTED
 
 
 @pytest.fixture
