@@ -13,7 +13,8 @@ from meshnode.errors import ConfigError
 from meshnode.identity.ids import NodeId
 
 APPOINTED = 31
-"""Issuers that one root makes: with the first, as many as have revocation lists (core.membership.revocation)."""
+"""Issuers that one root makes: with the root and the first issuer, as many as have revocation lists
+(core.membership.revocation)."""
 
 
 class Appointment(msgspec.Struct, frozen=True):

@@ -24,6 +24,9 @@ LISTED = 512
 """Keys on one list, 27 KB: as many as a mesh remembers. An issuer may drop a key 187 days after its last certificate
 was signed (7 days valid, 180 renewable)."""
 
+LIST_BYTES = 30 * 1024
+"""Of a signed list: 512 keys take 28 KB; the rest is for fields of later versions. All lists are kept in one file."""
+
 
 class RevocationList(msgspec.Struct, frozen=True):
     """The signed content."""
@@ -55,6 +58,8 @@ def read_list(chain: Sequence[bytes], raw: bytes, signature: bytes, root: x509.C
     if len(chain) > 1:
         raise PeerError("a revocation list with more than its issuer's certificate")
     spki, mesh = key_bytes(signer), mesh_id_of_root(root)
+    if len(raw) > LIST_BYTES:
+        raise PeerError(f"a revocation list of {len(raw)} bytes, at most {LIST_BYTES} are allowed")
     verify(public_key_of(spki), Domain.REVOCATION, mesh, raw, signature)
     try:
         told = msgspec.msgpack.decode(raw, type=RevocationList)

@@ -12,7 +12,7 @@ from meshnode.identity.certificates import make_issuer
 from meshnode.identity.domains import Domain, sign
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.keys import spki_of
-from meshnode.identity.revocation import LISTED, RevocationList, read_list, sign_list
+from meshnode.identity.revocation import LIST_BYTES, LISTED, RevocationList, read_list, sign_list
 from tests.identity.mesh import TestMesh
 from tests.identity.mutate import mutations
 
@@ -52,6 +52,16 @@ def test_a_member_is_no_issuer_whatever_it_signs() -> None:
     for chain in ((), ISSUER, (NODE.chain[0].public_bytes(Encoding.DER),)):
         with pytest.raises(PeerError):
             read_list(chain, raw, signature, ROOT)
+
+
+def test_a_list_that_is_longer_than_its_keys_can_be_is_refused() -> None:
+    """All lists are kept in one file."""
+    raw, _ = sign_list(MESH.issuer.key, NODE.mesh_id, 1, [node_id_of(b"%d" % number) for number in range(LISTED)])
+    assert len(raw) < LIST_BYTES
+    told = {**msgspec.msgpack.decode(raw), "later": "x" * LIST_BYTES}
+    longer = msgspec.msgpack.encode(told)
+    with pytest.raises(PeerError, match="at most"):
+        read_list(ISSUER, longer, sign(MESH.issuer.key, Domain.REVOCATION, NODE.mesh_id, longer), ROOT)
 
 
 def test_a_list_of_another_mesh_or_with_impossible_values_is_refused() -> None:

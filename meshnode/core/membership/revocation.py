@@ -15,8 +15,9 @@ from meshnode.identity.ids import NodeId, short
 from meshnode.identity.revocation import RevocationList
 from meshnode.wire.messages import Revoke
 
-ISSUERS = 32
-"""Issuers whose lists are kept; a home mesh has two."""
+ISSUERS = 33
+"""Whose lists are kept: the root, the issuer that made the mesh with it, and as many as it appoints (identity/issuers:
+31). A home mesh has two."""
 
 EXPELLED = 512
 """Nodes remembered whose issuer was revoked: as many as are remembered at all (roster.MEMBERS)."""

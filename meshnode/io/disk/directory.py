@@ -58,7 +58,8 @@ _RENEW_ISSUER = timedelta(days=30)
 _BOOK_BYTES = 32 * 1024 * 1024
 """256 invites of 64 admissions with a certificate each, in JSON: 20 MiB at worst."""
 
-_REVOCATIONS_BYTES = 1024 * 1024
+_REVOCATIONS_BYTES = 2 * 1024 * 1024
+"""33 lists of at most 30 KB, each with a certificate of at most 2 KB."""
 _PEERS_BYTES = 1024 * 1024
 """256 members with 8 addresses of at most 260 characters, and room."""
 
@@ -283,8 +284,8 @@ class DataDirectory:
         return self._files.read("revocations", _REVOCATIONS_BYTES)
 
     def store_revocations(self, data: bytes) -> None:
-        """Durable when this returns; at most 1 MiB."""
-        assert len(data) <= _REVOCATIONS_BYTES, "32 issuers may list 512 keys each, 27 KB"
+        """Durable when this returns; at most 2 MiB."""
+        assert len(data) <= _REVOCATIONS_BYTES, "33 lists of at most 30 KB are kept"
         self._files.write("revocations", data)
 
     def peers(self) -> dict[NodeId, tuple[str, ...]]:
