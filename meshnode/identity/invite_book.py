@@ -99,10 +99,7 @@ class InviteBook(msgspec.Struct, frozen=True):
 
     def create(self, entry: InviteEntry) -> InviteBook:
         """With a new invite; `ConfigError` for impossible uses or expiry, or when the book is full."""
-        if not 1 <= entry.uses <= MOST_USES:
-            raise ConfigError(f"an invite admits 1 to {MOST_USES} machines, not {entry.uses}")
-        if not timedelta(0) < entry.expires - entry.created <= LONGEST_LIFE:
-            raise ConfigError(f"an invite expires within {LONGEST_LIFE.days} days")
+        check_terms(entry.uses, entry.expires - entry.created)
         assert self._find(entry.invite_id) is None, "invite ids are drawn at random from 64 bits"
         kept = list(self.forget(entry.created).entries)
         while len(kept) >= MOST_INVITES:
@@ -163,6 +160,14 @@ class InviteBook(msgspec.Struct, frozen=True):
 
 def _without_key(entry: InviteEntry, now: datetime) -> InviteEntry:
     return entry if entry.state(now) is InviteState.OPEN else msgspec.structs.replace(entry, key=b"")
+
+
+def check_terms(uses: int, life: timedelta) -> None:
+    """`ConfigError` for what no invite may promise."""
+    if not 1 <= uses <= MOST_USES:
+        raise ConfigError(f"an invite admits 1 to {MOST_USES} machines, not {uses}")
+    if not timedelta(0) < life <= LONGEST_LIFE:
+        raise ConfigError(f"an invite expires within {LONGEST_LIFE.days} days")
 
 
 def encode_book(book: InviteBook) -> bytes:

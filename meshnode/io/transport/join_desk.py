@@ -20,7 +20,7 @@ from meshnode.identity.chains import check_renewable, key_bytes, mesh_id_of_root
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, node_id_of
-from meshnode.identity.invite_book import InviteBook, JoinRefusal, new_entry
+from meshnode.identity.invite_book import InviteBook, JoinRefusal, check_terms, new_entry
 from meshnode.identity.invites import (
     INVITE_ID_BYTES,
     SECRET_BYTES,
@@ -75,6 +75,7 @@ class JoinDesk:
         `ConfigError` (`InviteError` for the addresses) when it cannot be made.
         """
         self.require_valid()
+        check_terms(uses, life)  # before anything is computed with it: no calendar holds some of them
         now = self._now().replace(microsecond=0)
         invite_id, secret = secrets.token_bytes(INVITE_ID_BYTES), secrets.token_bytes(SECRET_BYTES)
         pins = mesh_pin(self._credentials.mesh_id), issuer_pin(key_bytes(self._issuer.certificate))

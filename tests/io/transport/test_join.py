@@ -109,6 +109,12 @@ async def test_an_expired_invite_is_refused_by_either_clock(issuer: Issuer) -> N
         await redeem(invite, key(), issuer.now - timedelta(hours=2))
 
 
+@pytest.mark.parametrize("life", [timedelta(0), timedelta(days=31), timedelta(days=40_000), timedelta.max])
+async def test_an_invite_for_ever_is_the_users_error(issuer: Issuer, life: timedelta) -> None:
+    with pytest.raises(ConfigError, match="within 30 days"):
+        await issuer.invite(life=life)
+
+
 async def test_a_revoked_key_gets_no_certificate_by_invite_or_renewal(issuer: Issuer) -> None:
     mine, invite = key(), await issuer.invite(uses=2)
     member = await redeem(invite, mine, issuer.now)
