@@ -27,7 +27,8 @@ async def first_success(
     timeout_s: float,
     most: int = limits.DIAL_CANDIDATES,
 ) -> _T:
-    """The first result of `attempt(address)`; the others are cancelled, a late second one is discarded.
+    """The first result of `attempt(address)`; the others are cancelled, a late second one is discarded. `discard` works
+    in a cancelled task too.
 
     The first `most` addresses, `timeout_s` each. Without any result: `Barred` when somebody said that, `PeerError`
     when somebody answered and was wrong, else `LinkLost`; the text names every address and its problem.
@@ -48,12 +49,17 @@ async def first_success(
             nursery.cancel_scope.cancel()
         over.set()
 
-    async with trio.open_nursery() as nursery:
-        for address in addresses[:most]:
-            over = trio.Event()
-            nursery.start_soon(run, address, over)
-            with trio.move_on_after(HEAD_START_S):
-                await over.wait()
+    try:
+        async with trio.open_nursery() as nursery:
+            for address in addresses[:most]:
+                over = trio.Event()
+                nursery.start_soon(run, address, over)
+                with trio.move_on_after(HEAD_START_S):
+                    await over.wait()
+    except BaseException:  # whoever asked has gone meanwhile: what just succeeded is nobody's
+        for unwanted in results:
+            await discard(unwanted)
+        raise
     for late in results[1:]:
         await discard(late)
     if results:

@@ -50,6 +50,22 @@ async def test_the_slower_of_two_good_addresses_is_cancelled_or_discarded(autoju
     assert discarded == ["slow"]
 
 
+async def test_what_succeeds_while_its_asker_goes_away_is_discarded(autojump_clock: MockClock) -> None:
+    discarded: list[str] = []
+
+    async def attempt(address: str) -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2)
+        return address
+
+    async def throw_away(result: str) -> None:
+        discarded.append(result)
+
+    with trio.move_on_after(1):
+        await first_success(["slow"], attempt, throw_away, 5.0)
+    assert discarded == ["slow"]
+
+
 async def test_failures_are_all_named_and_a_wrong_answer_weighs_more_than_none(autojump_clock: MockClock) -> None:
     async def attempt(address: str) -> str:
         match address:
