@@ -12,7 +12,9 @@ that a connection holds one seat of the gate, five seconds and 64 KiB.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 
 import trio
 
-from meshnode.errors import Barred, ConfigError, LinkLost, MeshError, PeerError
+from meshnode.errors import Barred, ConfigError, LinkLost, MeshError, PeerError, first_of
 from meshnode.identity.chains import PeerIdentity
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId, short
@@ -326,10 +328,20 @@ async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
     except socket.gaierror as problem:
         reason = problem.strerror or "the name is not known"
     except OSError as problem:
-        reason = problem.strerror or "the connection was refused"
+        reason = _why(problem)
     except UnicodeError:  # names come from announcements; Python refuses empty and long labels before it looks them up
         reason = "no host can have that name"
     raise LinkLost(reason)
+
+
+def _why(problem: OSError) -> str:
+    """In the system's words: trio names every attempt of a host, and keeps the reasons in a group behind."""
+    behind = problem.__cause__
+    first = first_of(behind) if isinstance(behind, BaseExceptionGroup) else behind
+    number = first.errno if isinstance(first, OSError) else problem.errno
+    if number in (None, errno.ECONNREFUSED):
+        return "the connection was refused"
+    return os.strerror(number).lower()
 
 
 async def _serve_tls(raw: trio.SocketStream, context: ssl.SSLContext, frame_limit: int) -> FramedStream:

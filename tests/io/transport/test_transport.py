@@ -246,6 +246,16 @@ async def test_whoever_says_nothing_is_dropped_after_five_seconds(start: Start, 
     assert node.transport.statistics()["accept_timed_out"] == 2
 
 
+async def test_why_nobody_answers_is_told_as_it_was() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(LinkLost, match="the connection was refused"):
+            await connect(f"127.0.0.1:{nobody.getsockname()[1]}")
+    with pytest.raises(LinkLost) as unreachable:  # no system sends a stream to everybody
+        await connect("255.255.255.255:9")
+    assert "refused" not in str(unreachable.value)
+
+
 async def test_one_address_cannot_take_all_handshakes(mesh: TestMesh, start: Start, mock_clock: MockClock) -> None:
     node = await start()
     silent = [await node.connect() for _ in range(limits.HANDSHAKES_PER_ADDRESS)]
