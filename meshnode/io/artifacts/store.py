@@ -87,11 +87,16 @@ class ArtifactStore(Holdings):
         ConfigError (disk), ModelError (this slice cannot be laid out).
         """
         tally = _Tally(digest, sources, progress)
+        self.directory(digest)
+        turn = self._locks[digest]
         try:
-            async with self._locks[digest]:
+            async with turn:
                 return await self._prepare(tally, first, last)
         except OSError as error:
             raise _disk_error(error, tally.total - tally.done) from error
+        finally:
+            if not turn.locked():  # nobody waits either: a coordinator may name any number of digests
+                self._locks.pop(digest, None)
 
     async def _manifest(self, digest: str, sources: Sequence[Source]) -> Manifest:
         """The manifest, cached or from the first source that has it."""

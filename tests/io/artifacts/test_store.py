@@ -223,6 +223,15 @@ async def test_two_preparations_of_one_slice_fetch_it_once(model, store):
     assert peer.sent == weights(model, 1, 3) + len(model.data["metadata"])
 
 
+async def test_nothing_is_remembered_of_manifests_that_nobody_has(model, store):
+    for number in range(3):
+        with pytest.raises(PeerError):
+            await store.prepare(f"{number:064x}", 0, 1, [Peer(model)])
+    with pytest.raises(PeerError, match="not the digest"):
+        await store.prepare("x" * 60_000, 0, 1, [Peer(model)])
+    assert not store._locks
+
+
 async def test_a_full_disk_is_one_clear_error_before_anything_is_fetched(model, store, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 65_000_000))
