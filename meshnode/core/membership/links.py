@@ -175,6 +175,10 @@ class Links:
             link.closing = self._changed = True
         return [link.node for link in found]
 
+    def unended(self, now: float) -> list[NodeId]:
+        """Peers whose silent link was to be closed long ago: that it was, got lost on its way here."""
+        return [x.node for x in self.links.values() if x.up and x.closing and now >= x.heard_at + 2 * SILENCE_S]
+
     def given_up(self, now: float) -> list[NodeId]:
         """Wanted peers whose link was lost and did not come back in time; each is named once."""
         gone = [x for x in self.links.values() if x.lost_at is not None and now >= x.lost_at + GRACE_S]
@@ -212,7 +216,7 @@ class Links:
         """When something here is due next."""
         if self._changed:
             times = [link.ping_at for link in self.links.values() if link.up]
-            times += [link.heard_at + SILENCE_S for link in self.links.values() if link.up and not link.closing]
+            times += [link.heard_at + SILENCE_S * (1 + link.closing) for link in self.links.values() if link.up]
             times += [link.dial_at for link in self.links.values() if link.wanted and not (link.up or link.dialing)]
             times += [link.lost_at + GRACE_S for link in self.links.values() if link.lost_at is not None]
             self._due, self._changed = min(times, default=None), False

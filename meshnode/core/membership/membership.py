@@ -388,6 +388,8 @@ class Membership:
     def _links_due(self, now: float) -> None:
         for peer in self.links.silent(now):
             self._orders.append(order.Drop(peer, "no word for too long"))
+        for peer in self.links.unended(now):
+            self.links.closed(peer, "no word for too long", now)
         for peer in self.links.given_up(now):
             self._orders.append(order.Lost(peer, f"the link to {self.name_of(peer)} was lost"))
         for link in list(self.links.dials(now)):

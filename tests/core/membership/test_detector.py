@@ -186,6 +186,19 @@ def test_a_link_that_is_forgotten_is_closed_so_that_nobody_is_linked_unknown() -
         assert left not in world.nodes[name].links.links
 
 
+def test_a_link_whose_end_is_never_told_is_dialed_again() -> None:
+    """The shell tells it within a second or not at all: the queue of events may be full for longer."""
+    world = mesh(2)
+    node, other = world.nodes["n0"], name_to_id("n1")
+    world.hooks.append(lambda _, effect: isinstance(effect, do.Send | do.CloseLink | do.Dial))
+    world.run(9)
+    assert node.links.links[other].closing
+    before = len(world.effects("n0", do.Dial))
+    world.run(9)
+    assert not node.links.up(other)
+    assert len(world.effects("n0", do.Dial)) == before + 1
+
+
 def test_who_is_left_alone_tries_those_who_left() -> None:
     world = mesh(2)
     world.hand("n1", on.Stopping())

@@ -74,6 +74,17 @@ def test_silence_ends_a_link_and_any_word_keeps_it() -> None:
     assert links.silent(SILENCE_S + 0.5) == []
 
 
+def test_a_link_whose_end_is_never_told_is_dialed_again() -> None:
+    links = Links()
+    links.know(A, 0.0)
+    links.opened(A, 0.0)
+    assert links.silent(SILENCE_S) == [A]
+    assert links.unended(SILENCE_S) == []
+    links.links[A].ping_at = 99.0
+    assert links.deadline() == 2 * SILENCE_S
+    assert links.unended(2 * SILENCE_S) == [A]
+
+
 def test_a_lost_peer_has_a_grace_and_is_given_up_once() -> None:
     links = Links()
     links.want(A, 0.0)
