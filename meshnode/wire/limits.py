@@ -51,6 +51,12 @@ STREAMS_PER_PEER: Final = 64
 DIAL_TIMEOUT_S: Final = 5.0
 """One candidate address: TCP connect, TLS and HELLO."""
 
+KEEPALIVE_IDLE_S: Final = 10
+KEEPALIVE_PROBES: Final = 4
+KEEPALIVE_INTERVAL_S: Final = 5
+"""A machine without power says no end: whoever waits for an answer of it learns that after 30 s of silence, as from a
+transfer that stalls (io/artifacts). A machine that is there answers in its kernel, however long a prompt takes."""
+
 DIALS_PER_PEER: Final = 2
 """At once, the others wait: four nodes behind one address (one machine, one router) x 2 is what it may hold."""
 

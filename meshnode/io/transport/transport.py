@@ -213,6 +213,7 @@ class Transport:
 
     async def _accept(self, raw: trio.SocketStream, handlers: Handlers) -> None:
         try:
+            _keep_alive(raw)
             address = str(raw.socket.getpeername()[0])
             await self._accept_from(address, raw, handlers)
         except MeshError as problem:
@@ -319,19 +320,39 @@ async def _listen(host: str | None, port: int) -> list[trio.SocketListener]:
 
 
 async def connect(address: str, *, lan_only: bool = False) -> trio.SocketStream:
-    """A TCP connection with TCP_NODELAY; `LinkLost` when there is none to be had."""
+    """A TCP connection with TCP_NODELAY and keep-alive; `LinkLost` when there is none to be had."""
     host, port = split_address(address)
     if lan_only and not is_lan_host(host):  # a name neither: asking for it would leave the network already
         raise LinkLost("outside the local network, which this node leaves only with --wan")
     try:
-        return await trio.open_tcp_stream(host, port)
+        raw = await trio.open_tcp_stream(host, port)
     except socket.gaierror as problem:
         reason = problem.strerror or "the name is not known"
     except OSError as problem:
         reason = _why(problem)
     except UnicodeError:  # names come from announcements; Python refuses empty and long labels before it looks them up
         reason = "no host can have that name"
+    else:
+        _keep_alive(raw)
+        return raw
     raise LinkLost(reason)
+
+
+_KEEPALIVE = (
+    (("TCP_KEEPIDLE", "TCP_KEEPALIVE"), limits.KEEPALIVE_IDLE_S),  # the second is macOS's name of it
+    (("TCP_KEEPINTVL",), limits.KEEPALIVE_INTERVAL_S),
+    (("TCP_KEEPCNT",), limits.KEEPALIVE_PROBES),
+)
+
+
+def _keep_alive(raw: trio.SocketStream) -> None:
+    """Let the kernel find out whether the other machine is still there; what it cannot be told stays as it is."""
+    with suppress(OSError):  # some systems refuse it on a connection that is over already: its first use says so
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for names, value in _KEEPALIVE:
+            option = next((getattr(socket, name) for name in names if hasattr(socket, name)), None)
+            if option is not None:
+                raw.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _why(problem: OSError) -> str:

@@ -126,6 +126,7 @@ async def test_small_packets_leave_at_once_on_both_ends(mesh: TestMesh, start: S
     for end in (stream, there.streams[0]):
         plain = end._tls.transport_stream._stream.socket
         assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), "an end that has no power says nothing"
 
 
 async def refuses(node: Node, credentials: Credentials, message: str) -> None:
@@ -347,6 +348,7 @@ async def test_a_stage_socket_is_handed_on_right_behind_the_preface(mesh: TestMe
             for end in (mine, theirs):
                 assert end.getblocking()
                 assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 async def test_a_stage_at_a_dead_address_is_a_lost_link(mesh: TestMesh) -> None:
