@@ -383,6 +383,21 @@ def test_the_same_history_gives_the_same_effects() -> None:
     assert history() == history()
 
 
+def test_a_report_that_was_on_a_replaced_link_is_not_waited_for(mesh: World) -> None:
+    a, b = name_to_id("a"), name_to_id("b")
+    mesh.hooks.append(lambda name, effect: name == "b" and isinstance(effect, do.PrepareStage) and not over)
+    over: list[bool] = []
+    mesh.serve("a")
+    mesh.run(1)
+    over.append(True)
+    first = fence_of(mesh)
+    mesh.hand("a", on.LinkOpened(b))
+    mesh.hand("b", on.LinkOpened(a))
+    mesh.run(5)
+    assert serving(mesh)
+    assert fence_of(mesh).term > first.term
+
+
 def test_introductions_travel_once_per_link(mesh: World) -> None:
     mesh.run(200)
     chains = [(m.chain) for m in mesh.sent(Introduce)]
