@@ -75,10 +75,10 @@ class FrameReader:
         Raises LinkLost, PeerError, and what `accept` raises.
         """
         # A frame starts at the front, so that numbers in it are aligned and a small one always fits.
-        if self._start:
-            left = self._end - self._start
+        left = self._end - self._start
+        if self._start and left:
             self._buffer[:left] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, left
+        self._start, self._end = 0, left
         self._fill(HEADER_BYTES)
         header = Header.parse(self._view[:HEADER_BYTES])
         accept(header)
@@ -102,7 +102,8 @@ class FrameReader:
     def _receive(self, into: memoryview) -> int:
         self._waits_since = monotonic()
         try:
-            count = self._stream.recv_into(into)
+            # With a buffer it answers how much it put there; typeshed knows only the form that answers with bytes.
+            count: int = self._stream.read(len(into), into)  # type: ignore[assignment]
         except (OSError, ValueError) as error:
             raise LinkLost(self._ended or f"the connection broke: {error}") from None
         finally:
