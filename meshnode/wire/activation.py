@@ -195,7 +195,7 @@ class Header(msgspec.Struct, frozen=True):
             raise PeerError(f"an activation frame of {rows} rows x {width} and {meta} bytes passes the limits")
         if payload != payload_bytes(dtype, rows, width) or not _consistent(kind, dtype, rows, width, meta):
             raise PeerError("the lengths in an activation frame's header contradict each other")
-        body = _padded(meta) + rows * _ROW.size + payload
+        body = (meta and _padded(meta)) + rows * _ROW.size + payload
         return Header(kind, dtype, _fence(term, run), microbatch, rows, width, meta, body)
 
 
@@ -253,20 +253,21 @@ def _encode_rows(frame: Rows, dtype: Dtype) -> list[bytes | memoryview]:
         assert frame.activations is not None, "rows need tokens or activations"
         width = frame.activations.shape[1]
         payload, exponents = pack(frame.activations, dtype)
-    head = _head(Kind.ROWS, frame, meta, (dtype, rows, width))
+    head = _head(Kind.ROWS, frame, meta, (dtype, rows, width, payload.nbytes))
     table = b"".join(map(_ROW.pack, frame.positions, frame.lanes, frame.logits, exponents))
     if len(head) + len(table) + payload.nbytes <= INLINE_BYTES:
         return [b"".join((head, table, payload.data))]
     return [head + table, payload.reshape(-1).view(np.uint8).data]
 
 
-def _head(kind: Kind, frame: Frame, meta: bytes = b"", shape: tuple[Dtype, int, int] = (Dtype.NONE, 0, 0)) -> bytes:
-    """The header and its meta."""
-    dtype, rows, width = shape
+def _head(
+    kind: Kind, frame: Frame, meta: bytes = b"", shape: tuple[Dtype, int, int, int] = (Dtype.NONE, 0, 0, 0)
+) -> bytes:
+    """The header and its meta. `shape`: dtype, rows, width, and the bytes that they make."""
+    dtype, rows, width, size = shape
     assert rows <= limits.MICROBATCH_ROWS, "more rows than a microbatch may have"
     assert len(meta) <= META_BYTES, "the operations of this frame must be spread over several"
     run = bytes.fromhex(frame.fence.run)
-    size = payload_bytes(dtype, rows, width)
     head = _HEADER.pack(
         MAGIC, VERSION, kind, dtype, frame.fence.term, run, frame.microbatch, rows, width, len(meta), size
     )
@@ -287,7 +288,9 @@ def decode(header: Header, body: bytes | bytearray | memoryview) -> Frame:
     try:
         match header.kind:
             case Kind.ROWS:
-                operations = _checked_operations(_operations.decode(meta)) if header.meta_bytes else ()
+                if not header.meta_bytes:
+                    return _decode_rows(header, view, ())
+                operations = _checked_operations(_operations.decode(meta))
                 return _decode_rows(header, view[_padded(header.meta_bytes) :], operations)
             case Kind.HEARTBEAT:
                 return Heartbeat(fence, microbatch)
@@ -339,8 +342,8 @@ def _checked_samples(samples: tuple[LaneSample, ...]) -> tuple[LaneSample, ...]:
     _require(len(samples) <= limits.MICROBATCH_ROWS, "more samples than rows")
     for lane, position, token, logprob, alternatives in map(msgspec.structs.astuple, samples):
         fits = 0 <= lane < limits.LANES and 0 <= position < _POSITIONS and 0 <= token <= _POSITIONS
-        _require(fits and len(alternatives) <= MAX_TOP, "a sample out of range")
-        _require(logprob is None or logprob <= 0, "a log-probability above 0")
+        if not fits or len(alternatives) > MAX_TOP or not (logprob is None or logprob <= 0):
+            raise PeerError("an activation frame with a sample out of range")
         for alternative, likely in alternatives:
             _require(0 <= alternative <= _POSITIONS and likely <= 0, "a bad alternative")
     return samples

@@ -1,7 +1,8 @@
 """Run one slice on stock llama.cpp: rows of tokens or activations in, activations or logits out.
 
 One thread decodes; only `abort` may come from another. The engine knows no protocol: the stage process feeds it.
-Invariant: a decode answers with exactly as many rows as asked, all finite, or it is a StageError; never a wrong answer.
+Invariant: a decode answers with exactly as many rows as asked, or it is a StageError; never a wrong answer. Logits are
+finite; whether activations are is seen where they are packed for the wire (wire.rowcodec), which looks at each anyway.
 """
 
 from __future__ import annotations
@@ -184,14 +185,14 @@ class SliceEngine:
 
     def _probe(self) -> None:
         activations = None if self.first else np.full((1, self.width), 0.01, np.float32)
-        self.decode(Rows((0,), (0,), (True,), (0,) if self.first else None, activations))
+        self._finite(self.decode(Rows((0,), (0,), (True,), (0,) if self.first else None, activations)))
         self.clear(0)
 
     def decode(self, rows: Rows) -> NDArray[np.float32]:
         """Run n rows: activations (n, width), on the last stage logits (flagged rows, vocabulary).
 
         The array is a view that the next decode overwrites. Errors: StageError with reason bad_rows, no_kv_room,
-        aborted, fatal, tap_missed or non_finite; after aborted or fatal ask `next_position` and trim.
+        aborted, fatal, tap_missed or (logits) non_finite; after aborted or fatal ask `next_position` and trim.
         """
         count = len(rows.positions)
         wanted = sum(rows.logits) if self.last else 0
@@ -200,7 +201,7 @@ class SliceEngine:
         self._feed(rows, count)
         self._run(count, len(set(rows.lanes)))
         if not self.last:
-            return self._finite(self._rows.array[:count])
+            return self._rows.array[:count]
         if not wanted:
             return np.empty((0, self.vocabulary), np.float32)
         return self._finite(self._logits.rows(self._context, wanted))

@@ -147,7 +147,6 @@ class Computing:
             except LinkLost:
                 hops.broken = DOWNSTREAM
                 raise
-            gate.passed()
             meter.bytes_in += header.body_bytes
             meter.bytes_out += sum(map(len, buffers))
             meter.overhead_ns += perf_counter_ns() - began - (meter.compute_ns - computed)
@@ -203,7 +202,5 @@ class _Gate:
             header.width != self._width or header.rows > self._rows or (header.dtype is Dtype.TOKENS) is not self._first
         ):
             raise PeerError(f"{header.rows} rows x {header.width} as {header.dtype.name} do not fit this stage")
-
-    def passed(self) -> None:
-        """The frame was answered."""
+        # It is answered, or the stream ends.
         self._next += 1

@@ -48,7 +48,8 @@ class Step:
             self._table.apply(frame.operations)
         try:
             after = self._table.check(frame)
-            self._check_outputs(frame)
+            if self.last and len(frame.logits) > self._logit_rows:
+                self._check_outputs(frame)
         except StageError as error:
             return self._failed(frame, error)
         if not after:
@@ -65,8 +66,6 @@ class Step:
         return buffers
 
     def _check_outputs(self, frame: Rows) -> None:
-        if not self.last or len(frame.logits) <= self._logit_rows:
-            return
         wanted = sum(frame.logits)
         if wanted > self._logit_rows:
             raise StageError("too_many_outputs", f"{wanted} rows want logits, at most {self._logit_rows} can have them")

@@ -79,13 +79,15 @@ class FrameReader:
         if self._start and left:
             self._buffer[:left] = self._buffer[self._start : self._end]
         self._start, self._end = 0, left
-        self._fill(HEADER_BYTES)
+        while self._end < HEADER_BYTES:
+            self._end += self._receive(self._view[self._end :])
         header = Header.parse(self._view[:HEADER_BYTES])
         accept(header)
         size = header.body_bytes
         if HEADER_BYTES + size <= _BUFFER:
-            self._fill(HEADER_BYTES + size)
             self._start = HEADER_BYTES + size
+            while self._end < self._start:
+                self._end += self._receive(self._view[self._end :])
             return header, self._view[HEADER_BYTES : self._start]
         body = memoryview(bytearray(size))
         have = self._end - HEADER_BYTES
@@ -94,10 +96,6 @@ class FrameReader:
         while have < size:
             have += self._receive(body[have:])
         return header, body
-
-    def _fill(self, size: int) -> None:
-        while self._end < size:
-            self._end += self._receive(self._view[self._end :])
 
     def _receive(self, into: memoryview) -> int:
         self._waits_since = monotonic()
