@@ -45,6 +45,8 @@ class Microbatch(msgspec.Struct, frozen=True, eq=False):
     spans: tuple[Span, ...]
     rows: int
     """Of all spans."""
+    samples: int
+    """Rows among them that want logits."""
     chunk: bool
     seatings: int
 
@@ -88,9 +90,10 @@ class InFlight:
         operations = tuple(self._operations)
         self._operations.clear()
         frame = _rows(self._fence, self.number, operations, spans)
-        self._unanswered.append(Microbatch(self.number, spans, len(frame.positions), chunk, seatings))
+        count = len(frame.positions)
+        self._unanswered.append(Microbatch(self.number, spans, count, sum(frame.logits), chunk, seatings))
         self.chunks += chunk
-        self.rows += len(frame.positions)
+        self.rows += count
         self.most = max(self.most, len(self._unanswered))
         return frame
 

@@ -112,7 +112,8 @@ class Scheduler:
 
     def next_frames(self, now: float) -> list[Rows]:
         """Frames to send now, in this order. Empty when everything waits for answers."""
-        self._admit(now)
+        if self._queue or self._paused:
+            self._admit(now)
         frames = self._decode_frames()
         frames += self._chunk_frames()
         if not frames and self._in_flight.operations_wait:
@@ -256,7 +257,9 @@ class Scheduler:
         for sequence in list(self._seated.values()):
             waits = sequence.pending == 1 and sequence.unread < UNREAD_TOKENS
             # Making room for one may pause another, before or behind it in this list.
-            if waits and sequence.phase is Phase.SEATED and self._roomy(sequence):
+            if not waits or sequence.phase is not Phase.SEATED:
+                continue
+            if sequence.sent < sequence.reserved or self._make_room(sequence):
                 ready.append(sequence)
         frames: list[Rows] = []
         known: list[Sequence] = []
@@ -287,10 +290,8 @@ class Scheduler:
             prompts = [s for s in prompts if s.pending > 1]
         return frames
 
-    def _roomy(self, sequence: Sequence) -> bool:
-        """Whether the next row has a cell; pauses the youngest lanes to make one, perhaps this one itself."""
-        if sequence.sent < sequence.reserved:
-            return True
+    def _make_room(self, sequence: Sequence) -> bool:
+        """A cell for the next row; pauses the youngest lanes to make one, perhaps this one itself: then False."""
         while not (more := self._room.grow(sequence.lane, self._options.growth)):
             youngest = max(self._seated.values(), key=lambda s: s.arrival)
             self._pause(youngest)
@@ -302,7 +303,7 @@ class Scheduler:
     # --- answers ----------------------------------------------------------------------------------------
 
     def _sampled(self, microbatch: Microbatch, samples: tuple[LaneSample, ...], now: float) -> list[Event]:
-        if len(samples) != sum([span.logits for span in microbatch.spans]):
+        if len(samples) != microbatch.samples:
             raise PeerError("the last stage sampled other rows than were asked for")
         events: list[Event] = []
         drawn = iter(samples)
@@ -330,7 +331,9 @@ class Scheduler:
             finish = "stop"
         elif sequence.generated + 1 == request.max_tokens or sequence.sent == self._options.context:
             finish = "length"
-        alternatives = tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
+        alternatives: tuple[Alternative, ...] = ()
+        if sample.alternatives:
+            alternatives = tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
         if finish:
             self._counts["finished"] += 1
             self._end(sequence)
