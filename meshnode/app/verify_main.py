@@ -67,10 +67,8 @@ def run(decode: Decode, vocabulary: int, interleave: bool) -> NDArray[np.float32
     collected = []
     for step in steps(interleave):
         count = len(step.positions)
-        tokens = random.integers(0, vocabulary, count).astype(np.int32)
-        rows = Rows(
-            np.array(step.positions, np.int32), np.array(step.lanes, np.int32), np.array(step.flags, np.bool_), tokens
-        )
+        tokens = random.integers(0, vocabulary, count).tolist()
+        rows = Rows(step.positions, step.lanes, step.flags, tokens)
         collected.append(decode(rows).copy())
     return np.concatenate(collected)
 

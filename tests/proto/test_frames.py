@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 
 from meshnode.wire import activation, framing, preface
@@ -138,12 +139,12 @@ def test_our_codec_reads_an_activation_frame_and_writes_the_same(vector: dict[st
     assert frame.fence.term == decoded["header"]["term"]
     assert frame.fence.run == decoded["header"]["run"]["$bytes"]
     if isinstance(frame, activation.Rows) and decoded["rows"]:
-        values = frame.activations if frame.tokens is None else frame.tokens[:, None]
+        values = frame.activations if frame.tokens is None else np.array(frame.tokens)[:, None]
         assert values is not None
         assert values.tolist() == [row["values"] for row in decoded["rows"]]
-        assert frame.positions.tolist() == [row["position"] for row in decoded["rows"]]
-        assert frame.lanes.tolist() == [row["lane"] for row in decoded["rows"]]
-        assert frame.logits.tolist() == [bool(row["flags"] & 1) for row in decoded["rows"]]
+        assert list(frame.positions) == [row["position"] for row in decoded["rows"]]
+        assert list(frame.lanes) == [row["lane"] for row in decoded["rows"]]
+        assert list(frame.logits) == [bool(row["flags"] & 1) for row in decoded["rows"]]
 
 
 def test_every_kind_and_dtype_of_activation_frames_has_a_vector() -> None:

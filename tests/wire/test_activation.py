@@ -45,9 +45,9 @@ def rows_frame(rows=3, width=40, tokens=None, operations=()) -> Rows:
         FENCE,
         12,
         operations,
-        np.arange(100, 100 + rows, dtype=np.int32),
-        np.arange(rows, dtype=np.int32) % 4,
-        np.arange(rows) == rows - 1,
+        range(100, 100 + rows),
+        [row % 4 for row in range(rows)],
+        [row == rows - 1 for row in range(rows)],
         tokens,
         activations,
     )
@@ -62,7 +62,7 @@ def unwire(data: bytes) -> Frame:
 
 
 def test_golden_bytes_of_a_token_frame_with_operations():
-    frame = rows_frame(2, tokens=np.array([17, 4], np.int32), operations=(Trim(2, 40),))
+    frame = rows_frame(2, tokens=[17, 4], operations=(Trim(2, 40),))
     expected = (
         "4d4e4146" "01" "01" "01" "00" "0700000000000000" "0123456789abcdef" "0c00000000000000"
         "02000000" "01000000" "1a000000" "08000000"
@@ -96,9 +96,9 @@ def test_activations_come_back_within_the_precision_of_their_dtype(dtype, tolera
     back = unwire(wire(frame, dtype))
     assert isinstance(back, Rows)
     assert (back.fence, back.microbatch, back.operations) == (FENCE, 12, OPERATIONS)
-    assert back.positions.tolist() == frame.positions.tolist()
-    assert back.lanes.tolist() == frame.lanes.tolist()
-    assert back.logits.tolist() == [False] * (rows - 1) + [True]
+    assert list(back.positions) == list(frame.positions)
+    assert list(back.lanes) == frame.lanes
+    assert list(back.logits) == [False] * (rows - 1) + [True]
     assert back.activations.shape == (rows, width)
     largest = np.abs(frame.activations).max(axis=1, keepdims=True)
     assert (np.abs(back.activations - frame.activations) <= tolerance * largest).all()
@@ -123,7 +123,7 @@ def test_outliers_beyond_f16_and_rows_of_tiny_values_keep_their_precision(dtype)
 
 def test_one_row_that_f16_holds_well_travels_without_an_exponent():
     values = np.array([[0.5, -3.0]], np.float32)
-    frame = Rows(FENCE, 1, (), *(np.array([1], kind) for kind in (np.int32, np.int32, np.bool_)), None, values)
+    frame = Rows(FENCE, 1, (), [1], [1], [True], None, values)
     assert wire(frame)[HEADER_BYTES:].hex() == "0100000001000100" + "003800c2"
 
 
@@ -253,7 +253,7 @@ def test_ten_thousand_mutated_frames_are_frames_or_peer_errors():
     corpus = [
         wire(rows_frame(3, operations=OPERATIONS), dtype) for dtype in (Dtype.F16, Dtype.F32, Dtype.Q8)
     ] + [
-        wire(rows_frame(3, tokens=np.array([1, 2, 3], np.int32), operations=OPERATIONS)),
+        wire(rows_frame(3, tokens=[1, 2, 3], operations=OPERATIONS)),
         wire(SampledFrame(FENCE, 4, (LaneSample(0, 1, 2, -0.5, ((5, -0.25),)),))),
         wire(FailedFrame(FENCE, 4, Failure(2, "x", "y", (1,), OPERATIONS))),
         wire(Heartbeat(FENCE)),

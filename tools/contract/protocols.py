@@ -152,7 +152,7 @@ def _of_stages() -> tuple[Protocol, ...]:
                     activation._HEADER.format,
                     "magic version kind dtype term run microbatch rows width meta_bytes payload_bytes",
                 ),
-                "row": layout(activation._ONE_ROW.format, "position lane flags exponent"),
+                "row": layout(activation._ROW.format, "position lane flags exponent"),
             },
         ),
         Protocol(

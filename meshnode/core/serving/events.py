@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from meshnode.core.serving.request import Sampled
 from meshnode.errors import MeshError
 
 
-@dataclass(frozen=True, slots=True)
-class TokenReady:
+class TokenReady(msgspec.Struct, frozen=True):
     """One token of a sequence; with `sampled.finish` set it was the last event of that id."""
 
     id: str
     sampled: Sampled
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """A sequence ended with an error; the last event of that id."""
 
     id: str

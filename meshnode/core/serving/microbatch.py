@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from meshnode.core.serving.sequence import Sequence
 from meshnode.errors import PeerError
@@ -23,8 +21,7 @@ _NEVER: Final = -1e9
 """A bias that no logit outweighs; finite, as biases must be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True, eq=False):
     """Consecutive rows of one sequence in one frame."""
 
     sequence: Sequence
@@ -41,12 +38,15 @@ class Span:
         return self.sequence.seating == self.seating
 
 
-@dataclass(frozen=True, slots=True)
-class Microbatch:
+class Microbatch(msgspec.Struct, frozen=True, eq=False):
     """One frame without an answer. `seatings`: the number of the newest seating when it was made."""
 
     number: int
     spans: tuple[Span, ...]
+    rows: int
+    """Of all spans."""
+    samples: int
+    """Rows among them that want logits."""
     chunk: bool
     seatings: int
 
@@ -85,14 +85,17 @@ class InFlight:
 
     def frame(self, sequences: list[Sequence], rows: int, seatings: int, *, chunk: bool = False) -> Rows:
         """Make the next frame of up to `rows` pending rows of each sequence, and count them as sent."""
-        spans = tuple(self._span(sequence, rows) for sequence in sequences)
+        spans = tuple([self._span(sequence, rows) for sequence in sequences])
         self.number += 1
-        self._unanswered.append(Microbatch(self.number, spans, chunk, seatings))
+        operations = tuple(self._operations)
+        self._operations.clear()
+        frame = _rows(self._fence, self.number, operations, spans)
+        count = len(frame.positions)
+        self._unanswered.append(Microbatch(self.number, spans, count, sum(frame.logits), chunk, seatings))
         self.chunks += chunk
-        self.rows += sum(span.rows for span in spans)
+        self.rows += count
         self.most = max(self.most, len(self._unanswered))
-        operations, self._operations = tuple(self._operations), []
-        return _rows(self._fence, self.number, operations, spans)
+        return frame
 
     def answered(self, fence: Fence, number: int) -> Microbatch:
         """Take the frame that an answer is for. Raises PeerError unless it is the oldest one of this run."""
@@ -100,7 +103,7 @@ class InFlight:
             raise PeerError("the last stage answered a microbatch out of turn")
         microbatch = self._unanswered.popleft()
         self.chunks -= microbatch.chunk
-        self.rows -= sum(span.rows for span in microbatch.spans)
+        self.rows -= microbatch.rows
         return microbatch
 
     def _span(self, sequence: Sequence, most: int) -> Span:
@@ -133,12 +136,4 @@ def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans
         lanes += [span.lane] * span.rows
         tokens += span.sequence.ids[span.position : end]
         logits += [False] * (span.rows - 1) + [span.logits]
-    return Rows(
-        fence,
-        number,
-        operations,
-        np.array(positions, np.int32),
-        np.array(lanes, np.int32),
-        np.array(logits, np.bool_),
-        tokens=np.array(tokens, np.int32),
-    )
+    return Rows(fence, number, operations, positions, lanes, logits, tokens)

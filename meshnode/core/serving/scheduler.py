@@ -112,7 +112,8 @@ class Scheduler:
 
     def next_frames(self, now: float) -> list[Rows]:
         """Frames to send now, in this order. Empty when everything waits for answers."""
-        self._admit(now)
+        if self._queue or self._paused:
+            self._admit(now)
         frames = self._decode_frames()
         frames += self._chunk_frames()
         if not frames and self._in_flight.operations_wait:
@@ -252,15 +253,23 @@ class Scheduler:
 
     def _decode_frames(self) -> list[Rows]:
         """One row of each lane that has its next token: together only where that was measured to pay."""
-        ready = [s for s in self._seated.values() if s.pending == 1 and not _rests(s)]
-        # Making room for one may pause another, before or behind it in this list.
-        ready = [s for s in ready if s.phase is Phase.SEATED and self._roomy(s)]
-        ready = [s for s in ready if s.phase is Phase.SEATED]
+        ready: list[Sequence] = []
+        for sequence in list(self._seated.values()):
+            waits = sequence.pending == 1 and sequence.unread < UNREAD_TOKENS
+            # Making room for one may pause another, before or behind it in this list.
+            if not waits or sequence.phase is not Phase.SEATED:
+                continue
+            if sequence.sent < sequence.reserved or self._make_room(sequence):
+                ready.append(sequence)
         frames: list[Rows] = []
-        # A frame holds one Open at most: 64 of the largest would pass the frame's limit.
-        fresh = [s for s in ready if not s.opened]
-        frames += [self._in_flight.frame([s], 1, self._seatings) for s in fresh]
-        known = [s for s in ready if s not in fresh]
+        known: list[Sequence] = []
+        for sequence in ready:
+            if sequence.phase is not Phase.SEATED:
+                continue
+            if sequence.opened:
+                known.append(sequence)
+            else:  # A frame holds one Open at most: 64 of the largest would pass the frame's limit.
+                frames.append(self._in_flight.frame([sequence], 1, self._seatings))
         spread = -(-len(self._seated) // self._options.stages)
         size = min(self._options.rows_per_microbatch, spread)
         while known and (len(known) >= size or self._in_flight.decodes < self._options.stages):
@@ -281,10 +290,8 @@ class Scheduler:
             prompts = [s for s in prompts if s.pending > 1]
         return frames
 
-    def _roomy(self, sequence: Sequence) -> bool:
-        """Whether the next row has a cell; pauses the youngest lanes to make one, perhaps this one itself."""
-        if sequence.sent < sequence.reserved:
-            return True
+    def _make_room(self, sequence: Sequence) -> bool:
+        """A cell for the next row; pauses the youngest lanes to make one, perhaps this one itself: then False."""
         while not (more := self._room.grow(sequence.lane, self._options.growth)):
             youngest = max(self._seated.values(), key=lambda s: s.arrival)
             self._pause(youngest)
@@ -296,20 +303,23 @@ class Scheduler:
     # --- answers ----------------------------------------------------------------------------------------
 
     def _sampled(self, microbatch: Microbatch, samples: tuple[LaneSample, ...], now: float) -> list[Event]:
-        sampled = [span for span in microbatch.spans if span.logits]
-        if len(sampled) != len(samples):
+        if len(samples) != microbatch.samples:
             raise PeerError("the last stage sampled other rows than were asked for")
+        events: list[Event] = []
+        drawn = iter(samples)
         for span in microbatch.spans:
-            if span.current:
+            current = span.current
+            if current:
                 span.sequence.since = now
                 self._counts["prompt"] += span.rows if microbatch.chunk else 0
-        events: list[Event] = []
-        for span, sample in zip(sampled, samples, strict=True):
-            if (sample.lane, sample.position) != (span.lane, span.position + span.rows - 1):
+            if not span.logits:
+                continue
+            sample = next(drawn)
+            if sample.lane != span.lane or sample.position != span.position + span.rows - 1:
                 raise PeerError("the last stage sampled another row than was asked for")
             if sample.token >= self._options.vocabulary:
                 raise PeerError("the last stage sampled a token outside of the vocabulary")
-            if span.current:
+            if current:
                 events.append(self._token(span, sample))
         return events
 
@@ -321,7 +331,9 @@ class Scheduler:
             finish = "stop"
         elif sequence.generated + 1 == request.max_tokens or sequence.sent == self._options.context:
             finish = "length"
-        alternatives = tuple(Alternative(token, logprob) for token, logprob in sample.alternatives)
+        alternatives: tuple[Alternative, ...] = ()
+        if sample.alternatives:
+            alternatives = tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
         if finish:
             self._counts["finished"] += 1
             self._end(sequence)

@@ -7,13 +7,14 @@ The table is mapped, so that only the rows that are asked for are ever read.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from meshnode.errors import ModelError, StageError
 from meshnode.io.llama import native
+from meshnode.io.llama.batch import RowBuffer
 from meshnode.io.llama.gguf_file import open_model, tensor_bytes
 from meshnode.io.llama.slicing import TOKEN_EMBEDDING
 
@@ -40,21 +41,21 @@ class EmbeddingTable:
         if tensor.type != _F32 and not self._to_float:
             raise ModelError(f"rows of tensor type {tensor.type} cannot be converted to numbers")
 
-    def look_up(self, tokens: NDArray[np.int32], into: NDArray[np.float32]) -> None:
-        """Write the embedding of token i to `into[i]`, (n, width).
+    def look_up(self, tokens: Sequence[int], into: RowBuffer) -> None:
+        """Write the embedding of token i to row i of `into`.
 
         Errors: StageError with reason bad_rows for a token outside the vocabulary.
         """
-        wanted = tokens.tolist()
-        if min(wanted, default=0) < 0 or max(wanted, default=0) >= self.rows:
+        if min(tokens) < 0 or max(tokens) >= self.rows:
             raise StageError("bad_rows", f"a token id outside the vocabulary of {self.rows}")
         if self._floats is not None:
-            into[: len(wanted)] = self._floats[tokens]
+            into.array[: len(tokens)] = self._floats[list(tokens)]
             return
         assert self._to_float is not None
-        target, step, source, size = into.ctypes.data, into.strides[0], self._address, self._row_bytes
-        for index, token in enumerate(wanted):
-            self._to_float(source + token * size, target + index * step, self.width)
+        target = into.address
+        for token in tokens:
+            self._to_float(self._address + token * self._row_bytes, target, self.width)
+            target += into.row_bytes
 
     def close(self) -> None:
         """Unmap the table."""

@@ -1,14 +1,15 @@
 """Run one slice on stock llama.cpp: rows of tokens or activations in, activations or logits out.
 
 One thread decodes; only `abort` may come from another. The engine knows no protocol: the stage process feeds it.
-Invariant: a decode answers with exactly as many rows as asked, all finite, or it is a StageError; never a wrong answer.
+Invariant: a decode answers with exactly as many rows as asked, or it is a StageError; never a wrong answer. Logits are
+finite; whether activations are is seen where they are packed for the wire (wire.rowcodec), which looks at each anyway.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from meshnode.errors import StageError
 from meshnode.io.llama import native
-from meshnode.io.llama.batch import Batch, LogitsView
+from meshnode.io.llama.batch import Batch, LogitsView, RowBuffer
 from meshnode.io.llama.embedding import EmbeddingTable
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.llama.native import api
@@ -51,12 +52,12 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Rows:
-    """A microbatch of n rows: `tokens` (n,) on the first stage, `activations` (n, width) on later ones."""
+    """A microbatch of n rows: n `tokens` on the first stage, `activations` (n, width) on later ones."""
 
-    positions: NDArray[np.int32]
-    lanes: NDArray[np.int32]
-    logits: NDArray[np.bool_]
-    tokens: NDArray[np.int32] | None = None
+    positions: Sequence[int]
+    lanes: Sequence[int]
+    logits: Sequence[bool]
+    tokens: Sequence[int] | None = None
     activations: NDArray[np.float32] | None = None
 
 
@@ -75,7 +76,6 @@ class SliceEngine:
         self._model: Any = None
         self._context: Any = None
         self._memory: Any = None
-        self._incoming = self._rows = np.empty((0, 0), np.float32)
         self._table: EmbeddingTable | None = None
         self._tap: Tap | None = None
         self._abort = native.AbortFlag()
@@ -124,8 +124,8 @@ class SliceEngine:
             self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)) if self.last else 0
             self.one_lane = api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
             self.trim_any = not self.one_lane
-            self._rows = np.zeros((self.options.chunk, self.width), np.float32)
-            self._rows_address = self._rows.ctypes.data
+            # What goes in and what comes out: llama.cpp has taken the one before it gives the other.
+            self._rows = RowBuffer(self.options.chunk, self.width)
             if (out or into) and not (self.first and self.last):
                 self._tap = Tap(str(out).encode(), str(into).encode(), self._rows)
             self._make_context()
@@ -178,65 +178,64 @@ class SliceEngine:
         if api.llama_n_seq_max(self._context) < options.lanes:
             raise StageError("load_failed", f"llama.cpp gave fewer lanes than {options.lanes}")
         mrope = api.llama_model_rope_type(self._model) in _MROPE_TYPES
-        self._overwriting = self._tap is not None and bool(self._tap.into)
-        self._by_tokens = (self.first and self.last) or self._overwriting
-        self._batch = Batch(options.chunk, mrope and not self._by_tokens, every_row_out=not self.last)
+        by_tokens = (self.first and self.last) or (self._tap is not None and bool(self._tap.into))
+        source = 0 if by_tokens else self._rows.address
+        self._batch = Batch(options.chunk, mrope and not by_tokens, not self.last, source)
         self._logits = LogitsView(self._outputs_max, self.vocabulary)
 
     def _probe(self) -> None:
-        one = np.zeros(1, np.int32)
-        rows = np.zeros((1, self.width), np.float32)
-        activations = None if self.first else rows + np.float32(0.01)
-        self.decode(Rows(one, one, np.ones(1, np.bool_), one if self.first else None, activations))
+        activations = None if self.first else np.full((1, self.width), 0.01, np.float32)
+        self._finite(self.decode(Rows((0,), (0,), (True,), (0,) if self.first else None, activations)))
         self.clear(0)
 
     def decode(self, rows: Rows) -> NDArray[np.float32]:
         """Run n rows: activations (n, width), on the last stage logits (flagged rows, vocabulary).
 
         The array is a view that the next decode overwrites. Errors: StageError with reason bad_rows, no_kv_room,
-        aborted, fatal, tap_missed or non_finite; after aborted or fatal ask `next_position` and trim.
+        aborted, fatal, tap_missed or (logits) non_finite; after aborted or fatal ask `next_position` and trim.
         """
-        count = rows.positions.size
-        lanes = rows.lanes.tolist()
-        wanted = int(np.count_nonzero(rows.logits)) if self.last else 0
-        self._check(rows, count, lanes, wanted)
-        self._batch.fill(count, rows.positions, rows.lanes, rows.logits)
-        self._run(count, len(set(lanes)), self._feed(rows, count))
+        count = len(rows.positions)
+        wanted = sum(rows.logits) if self.last else 0
+        self._check(rows, count, wanted)
+        self._batch.fill(rows.positions, rows.lanes, rows.logits)
+        self._feed(rows, count)
+        self._run(count, len(set(rows.lanes)))
         if not self.last:
-            return self._finite(self._rows[:count])
+            return self._rows.array[:count]
         if not wanted:
             return np.empty((0, self.vocabulary), np.float32)
         return self._finite(self._logits.rows(self._context, wanted))
 
-    def _check(self, rows: Rows, count: int, lanes: list[int], wanted: int) -> None:
-        source = rows.tokens if self.first else rows.activations
-        fits = 0 < count <= self.options.chunk and len(lanes) == rows.logits.size == count
-        if not fits or source is None or len(source) != count or (self.last and wanted > self._outputs_max):
+    def _check(self, rows: Rows, count: int, wanted: int) -> None:
+        lanes, tokens, activations = rows.lanes, rows.tokens, rows.activations
+        fits = 0 < count <= self.options.chunk and len(lanes) == len(rows.logits) == count
+        if not fits or wanted > self._outputs_max:
             raise StageError("bad_rows", f"a microbatch of {count} rows does not fit this stage")
-        if not self.first and source.shape != (count, self.width):
-            raise StageError("bad_rows", f"activations of shape {source.shape}, expected {(count, self.width)}")
+        if self.first and (tokens is None or len(tokens) != count):
+            raise StageError("bad_rows", f"{count} rows without a token each")
+        if not self.first and (activations is None or activations.shape != (count, self.width)):
+            raise StageError("bad_rows", f"activations of another shape than {(count, self.width)}")
         if min(lanes) < 0 or max(lanes) >= self.options.lanes or (self.one_lane and min(lanes) != max(lanes)):
             raise StageError("bad_rows", "a lane outside the range of this stage, or several where one is possible")
 
-    def _feed(self, rows: Rows, count: int) -> int:
-        """Put the input of `count` rows where llama.cpp finds it; the address of its rows, 0 for tokens."""
-        if self._table is not None and rows.tokens is not None:
-            self._table.look_up(rows.tokens, self._rows)
-            return self._rows_address
-        if rows.activations is not None and not self.first:
-            self._incoming = np.ascontiguousarray(rows.activations, np.float32)  # kept while the decode reads it
-            return int(self._incoming.ctypes.data)
+    def _feed(self, rows: Rows, count: int) -> None:
+        """Put the input of `count` rows where llama.cpp finds it."""
+        if not self.first:
+            self._rows.array[:count] = rows.activations
+            return
         assert rows.tokens is not None
-        tokens = rows.tokens.tolist()
-        if min(tokens) < 0 or max(tokens) >= self.vocabulary:
+        if self._table is not None:
+            self._table.look_up(rows.tokens, self._rows)
+            return
+        if min(rows.tokens) < 0 or max(rows.tokens) >= self.vocabulary:
             raise StageError("bad_rows", "a token outside the vocabulary")
-        self._batch.tokens[:count] = tokens
-        return 0
+        for row, token in enumerate(rows.tokens):
+            self._batch.tokens[row] = token
 
-    def _run(self, count: int, lanes: int, source: int) -> None:
+    def _run(self, count: int, lanes: int) -> None:
         if self._tap is not None:
-            self._tap.begin((count, lanes), count, source)
-        result = self._batch.decode(self._context, 0 if self._by_tokens else source)
+            self._tap.begin((count, lanes), count)
+        result = self._batch.decode(self._context)
         whole = self._tap is None or self._tap.end()
         if result == 1:
             raise StageError("no_kv_room", "no room in the KV cache for these rows")
@@ -249,8 +248,9 @@ class SliceEngine:
             raise StageError("tap_missed", "the graph did not give its activations exactly once")
 
     def _finite(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        # A sum is not finite when any value is not; the exact test runs only then (large values may overflow a sum).
-        if not math.isfinite(float(values.sum())) and not np.isfinite(values).all():
+        # The sum of squares is not finite when any value is not; the exact test runs only then (squares may overflow).
+        flat = values.reshape(-1)
+        if not math.isfinite(float(flat.dot(flat))) and not np.isfinite(values).all():
             raise StageError("non_finite", "the stage computed values that are not finite")
         return values
 

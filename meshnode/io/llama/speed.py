@@ -11,8 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-import numpy as np
-
 from meshnode.io.llama.engine import EngineOptions, Rows, SliceEngine
 from meshnode.io.llama.footprint import read_footprint
 
@@ -61,17 +59,15 @@ def time_model(path: Path, threads: int) -> Timed:
 
 def _decode_us(engine: SliceEngine) -> float:
     engine.clear(0)
-    one, last = np.ones(1, np.int32), np.ones(1, np.bool_)
     steps, begun = 0, perf_counter()
     while steps < _CONTEXT - 1 and (perf_counter() - begun < WINDOW_S or steps == 0):
-        engine.decode(Rows(one * steps, one * 0, last, one))
+        engine.decode(Rows((steps,), (0,), (True,), (1,)))
         steps += 1
     return (perf_counter() - begun) / steps * 1e6
 
 
 def _prefill_us(engine: SliceEngine) -> float:
-    positions, wanted = np.arange(CHUNK, dtype=np.int32), np.zeros(CHUNK, np.bool_)
-    rows = Rows(positions, np.zeros_like(positions), wanted, np.ones_like(positions))
+    rows = Rows(range(CHUNK), (0,) * CHUNK, (False,) * CHUNK, (1,) * CHUNK)
     chunks, begun = 0, perf_counter()
     while perf_counter() - begun < WINDOW_S:
         engine.clear(0)

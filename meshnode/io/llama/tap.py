@@ -10,10 +10,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from meshnode.io.llama import native
+from meshnode.io.llama.batch import RowBuffer
 from meshnode.io.llama.native import api
 
 # Shapes of batch to remember; a stage sees a few (decode of 1 to lanes rows, prefill chunks of any length).
@@ -27,17 +25,16 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 
 
 class Tap:
-    """Copies the tensor `out` into `buffer`, and `incoming` into the tensor `into`, of every graph that runs.
+    """Copies `buffer` into the tensor `into`, and later the tensor `out` into `buffer`, of every graph that runs.
 
-    `buffer` is (chunk, width) float32. An empty `out` lets the graph run to its end, an empty `into` feeds nothing.
+    An empty `out` lets the graph run to its end, an empty `into` feeds nothing.
     """
 
-    def __init__(self, out: bytes, into: bytes, buffer: NDArray[np.float32]) -> None:
+    def __init__(self, out: bytes, into: bytes, buffer: RowBuffer) -> None:
         self.out, self.into = out, into
         self._wanted = {name for name in (out, into) if name}
-        self._buffer = buffer.ctypes.data
-        self._row_bytes = buffer.shape[1] * 4
-        self._incoming = 0
+        self._buffer = buffer.address
+        self._row_bytes = buffer.row_bytes
         self._size = 0
         self._hits_out = self._hits_in = 0
         self._told = False
@@ -70,12 +67,9 @@ class Tap:
 
         return restart, _Callback(evaluate)
 
-    def begin(self, shape: tuple[int, ...], rows: int, incoming: int) -> None:
-        """Prepare for one decode of `rows` rows; graphs of equal `shape` have their nodes in equal places.
-
-        `incoming` is the address of (rows, width) float32 where the slice takes its input here, else 0.
-        """
-        self._size, self._incoming = rows * self._row_bytes, incoming
+    def begin(self, shape: tuple[int, ...], rows: int) -> None:
+        """Prepare for one decode of `rows` rows; graphs of equal `shape` have their nodes in equal places."""
+        self._size = rows * self._row_bytes
         self._hits_out = self._hits_in = 0
         self._told = False
         self._shape = shape
@@ -110,7 +104,7 @@ class Tap:
             self._hits_out = self._hits_in = -1
             return False
         if name == self.into:
-            native.tensor_set(tensor, self._incoming, 0, self._size)
+            native.tensor_set(tensor, self._buffer, 0, self._size)
             self._hits_in += 1
             return True
         native.tensor_get(tensor, self._buffer, 0, self._size)

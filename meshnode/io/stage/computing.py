@@ -124,8 +124,7 @@ class Computing:
         return Event(kind=kind, message=message, side=hops.broken) if hops.wanted else None
 
     def _serve(self, loaded: Loaded, hops: Hops) -> None:
-        gate = _Gate(loaded, hops.fence)
-        meter = loaded.meter
+        gate, step, meter = _Gate(loaded, hops.fence), loaded.step, loaded.meter
         while True:
             header, body = hops.reader.read(gate.check)
             if header.kind is Kind.HEARTBEAT:
@@ -140,7 +139,7 @@ class Computing:
                     raise LinkLost("the streams were ended")
                 if self._lease.over:
                     raise StaleFence("a frame came after the lease of its run had ended")
-                buffers = loaded.step.answer(frame)
+                buffers = step.answer(frame)
             finally:
                 self._step_began, self._steps = None, self._steps + 1
             try:
@@ -148,9 +147,8 @@ class Computing:
             except LinkLost:
                 hops.broken = DOWNSTREAM
                 raise
-            gate.passed()
             meter.bytes_in += header.body_bytes
-            meter.bytes_out += sum(len(part) for part in buffers)
+            meter.bytes_out += sum(map(len, buffers))
             meter.overhead_ns += perf_counter_ns() - began - (meter.compute_ns - computed)
 
     def abort(self) -> None:
@@ -204,7 +202,5 @@ class _Gate:
             header.width != self._width or header.rows > self._rows or (header.dtype is Dtype.TOKENS) is not self._first
         ):
             raise PeerError(f"{header.rows} rows x {header.width} as {header.dtype.name} do not fit this stage")
-
-    def passed(self) -> None:
-        """The frame was answered."""
+        # It is answered, or the stream ends.
         self._next += 1

@@ -99,10 +99,8 @@ class LaneTable:
     def check(self, rows: Rows) -> dict[int, int]:
         """The position after these rows of every lane among them. Raises RowsRefused; nothing has changed then."""
         after: dict[int, int] = {}
-        for lane, position in zip(rows.lanes.tolist(), rows.positions.tolist(), strict=True):
-            expected = after.get(lane, -1)
-            if expected < 0:
-                expected = self._first_expected(lane)
+        for lane, position in zip(rows.lanes, rows.positions, strict=True):
+            expected = after[lane] if lane in after else self._first_expected(lane)
             if position != expected:
                 message = f"lane {lane} got position {position}, expected {expected}"
                 raise RowsRefused("position_gap", message, (lane,))

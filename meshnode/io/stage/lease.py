@@ -11,18 +11,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from math import inf
+from typing import Final
 
 
-def awake_and_asleep() -> float:
-    """Seconds of a clock that goes on while the machine sleeps: BOOTTIME of Linux, MONOTONIC of macOS (time.monotonic
-    stops there), GetTickCount64 of Windows, which is time.monotonic."""
+def _clock() -> Callable[[], float]:
     if sys.platform == "win32":
-        return time.monotonic()
-    return time.clock_gettime(_CLOCK)
+        return time.monotonic
+    return partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
+awake_and_asleep: Final = _clock()
+"""Seconds of a clock that goes on while the machine sleeps: BOOTTIME of Linux, MONOTONIC of macOS (time.monotonic stops
+there), GetTickCount64 of Windows, which is time.monotonic."""
 
 
 class StageLease:

@@ -19,19 +19,15 @@ class Meter:
         self.bytes_in = 0
         self.bytes_out = 0
         self.overhead_ns = 0
-        self._compute_ns = 0
-        self._cost_us: dict[int, float] = {}
-
-    @property
-    def compute_ns(self) -> int:
+        self.compute_ns = 0
         """Inside the engine, in all."""
-        return self._compute_ns
+        self._cost_us: dict[int, float] = {}
 
     def computed(self, rows: int, took_ns: int) -> None:
         """The engine computed a microbatch of `rows` rows."""
         self.microbatches += 1
         self.rows += rows
-        self._compute_ns += took_ns
+        self.compute_ns += took_ns
         took_us = took_ns / 1000
         self._cost_us[rows] = self._cost_us.get(rows, took_us) * (1 - _WEIGHT) + took_us * _WEIGHT
 
@@ -43,7 +39,7 @@ class Meter:
             rows=self.rows,
             failures=self.failures,
             samples=self.samples,
-            compute_us=self._compute_ns // 1000,
+            compute_us=self.compute_ns // 1000,
             overhead_us=self.overhead_ns // 1000,
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,

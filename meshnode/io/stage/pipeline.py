@@ -34,8 +34,8 @@ GREETING_S: Final = 5.0
 _LOOK_S: Final = 5.0
 """The longest time between two looks at the clock while there is a request."""
 
-_READ_BYTES: Final = 64 * 1024
-"""One read: samples of a microbatch are 100 bytes, the largest answer is META_BYTES."""
+_READ_BYTES: Final = 16 * 1024
+"""One read: what a TLS record holds at most. Samples of a microbatch are 100 bytes."""
 
 
 class ByteStream(Protocol):
@@ -73,7 +73,8 @@ class HeadPipeline:
         self._wake = trio.Event()
         self._timer = trio.CancelScope()
         self._number = 0
-        self._heard = self._sent = -inf
+        self._heard = -inf
+        self._quiet = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Greet both neighbours and serve until cancelled; both streams are closed then.
@@ -153,7 +154,7 @@ class HeadPipeline:
                     raise PeerError("a stage did not greet with this run's fence")
         if scope.cancelled_caught:
             raise StageLost("a stage did not greet in time")
-        self._heard = self._sent = trio.current_time()
+        self._heard = trio.current_time()
 
     async def _receive(self, stream: ByteStream, buffer: bytearray) -> None:
         data = await stream.receive_some(_READ_BYTES)
@@ -163,12 +164,17 @@ class HeadPipeline:
 
     async def _read(self) -> None:
         while True:
-            while (frame := _take(self._buffer)) is not None:
-                if frame.fence != self._fence:
-                    raise PeerError("the last stage sent a frame of another run")
-                self._deliver(self._scheduler.frame_received(frame, self._heard))
-            self._collect()
-            await self._flush()
+            events: list[Event] = []
+            try:
+                while (frame := _take(self._buffer)) is not None:
+                    if frame.fence != self._fence:
+                        raise PeerError("the last stage sent a frame of another run")
+                    events += self._scheduler.frame_received(frame, self._heard)
+                # The stages first: they wait for the next row, consumers only look on.
+                self._collect(self._heard)
+                await self._flush()
+            finally:
+                self._deliver(events)
             await self._receive(self._from_last, self._buffer)
             self._heard = trio.current_time()
 
@@ -176,7 +182,7 @@ class HeadPipeline:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            self._collect()
+            self._collect(trio.current_time())
             await self._flush()
 
     async def _expire(self) -> None:
@@ -196,9 +202,10 @@ class HeadPipeline:
             silent = silent + 1 if now - self._heard > self._silence_s else 0
             if silent >= 2:
                 raise StageLost(f"the last stage was silent for {self._silence_s:g} s")
-            if now - self._sent >= HEARTBEAT_S and not self._sending:
+            if self._quiet and not self._sending:
                 self._outgoing += encode(Heartbeat(self._fence, self._number))
                 await self._flush()
+            self._quiet = True
 
     async def _watch_first(self) -> None:
         while True:
@@ -206,9 +213,9 @@ class HeadPipeline:
 
     # --- pieces -----------------------------------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self, now: float) -> None:
         """Queue what the scheduler wants sent. The queue is bounded by the frames that may be in flight."""
-        for frame in self._scheduler.next_frames(trio.current_time()):
+        for frame in self._scheduler.next_frames(now):
             self._number = frame.microbatch
             self._outgoing += encode(frame)
 
@@ -222,7 +229,7 @@ class HeadPipeline:
                 data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
                 self._outgoing.clear()
                 await self._to_first.send_all(data)
-                self._sent = trio.current_time()
+                self._quiet = False
         finally:
             self._sending = False
 

@@ -44,10 +44,12 @@ class Step:
         if isinstance(frame, FailedFrame):
             self._table.apply(frame.failure.operations)
             return encode(frame)
-        self._table.apply(frame.operations)
+        if frame.operations:
+            self._table.apply(frame.operations)
         try:
             after = self._table.check(frame)
-            self._check_outputs(frame)
+            if self.last and len(frame.logits) > self._logit_rows:
+                self._check_outputs(frame)
         except StageError as error:
             return self._failed(frame, error)
         if not after:
@@ -64,9 +66,7 @@ class Step:
         return buffers
 
     def _check_outputs(self, frame: Rows) -> None:
-        if not self.last or len(frame.logits) <= self._logit_rows:
-            return
-        wanted = int(np.count_nonzero(frame.logits))
+        wanted = sum(frame.logits)
         if wanted > self._logit_rows:
             raise StageError("too_many_outputs", f"{wanted} rows want logits, at most {self._logit_rows} can have them")
 
@@ -88,8 +88,7 @@ class Step:
 
     def _sample(self, frame: Rows, logits: NDArray[np.float32]) -> tuple[LaneSample, ...]:
         samples: list[LaneSample] = []
-        rows = zip(frame.lanes.tolist(), frame.positions.tolist(), frame.logits.tolist(), strict=True)
-        for lane, position, wanted in rows:
+        for lane, position, wanted in zip(frame.lanes, frame.positions, frame.logits, strict=True):
             if wanted:
                 sampler = self._table.samplers[lane]
                 assert sampler is not None, "an open lane of the last stage has a sampler"
@@ -99,6 +98,6 @@ class Step:
 
     def _failed(self, frame: Rows, error: StageError) -> Buffers:
         self._meter.failures += 1
-        lanes = error.lanes if isinstance(error, RowsRefused) else tuple(sorted(set(frame.lanes.tolist())))
+        lanes = error.lanes if isinstance(error, RowsRefused) else tuple(sorted(set(frame.lanes)))
         failure = Failure(self.stage, error.reason, str(error)[:_MESSAGE_CHARACTERS], lanes, frame.operations)
         return encode(FailedFrame(frame.fence, frame.microbatch, failure))

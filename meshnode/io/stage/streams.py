@@ -75,17 +75,19 @@ class FrameReader:
         Raises LinkLost, PeerError, and what `accept` raises.
         """
         # A frame starts at the front, so that numbers in it are aligned and a small one always fits.
-        if self._start:
-            left = self._end - self._start
+        left = self._end - self._start
+        if self._start and left:
             self._buffer[:left] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, left
-        self._fill(HEADER_BYTES)
+        self._start, self._end = 0, left
+        while self._end < HEADER_BYTES:
+            self._end += self._receive(self._view[self._end :])
         header = Header.parse(self._view[:HEADER_BYTES])
         accept(header)
         size = header.body_bytes
         if HEADER_BYTES + size <= _BUFFER:
-            self._fill(HEADER_BYTES + size)
             self._start = HEADER_BYTES + size
+            while self._end < self._start:
+                self._end += self._receive(self._view[self._end :])
             return header, self._view[HEADER_BYTES : self._start]
         body = memoryview(bytearray(size))
         have = self._end - HEADER_BYTES
@@ -95,14 +97,11 @@ class FrameReader:
             have += self._receive(body[have:])
         return header, body
 
-    def _fill(self, size: int) -> None:
-        while self._end < size:
-            self._end += self._receive(self._view[self._end :])
-
     def _receive(self, into: memoryview) -> int:
         self._waits_since = monotonic()
         try:
-            count = self._stream.recv_into(into)
+            # With a buffer it answers how much it put there; typeshed knows only the form that answers with bytes.
+            count: int = self._stream.read(len(into), into)  # type: ignore[assignment]
         except (OSError, ValueError) as error:
             raise LinkLost(self._ended or f"the connection broke: {error}") from None
         finally:

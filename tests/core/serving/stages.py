@@ -54,7 +54,7 @@ class Stages:
     def answer_oldest(self) -> SampledFrame | FailedFrame:
         frame = self.waiting.popleft()
         self._operate(frame)
-        if not frame.positions.size:
+        if not frame.positions:
             return SampledFrame(FENCE, frame.microbatch, ())
         assert frame.tokens is not None
         if guilty := tuple(self.broken & {int(lane) for lane in frame.lanes}):

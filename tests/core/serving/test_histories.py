@@ -56,7 +56,7 @@ class Chaos(Head):
                 self.leave()
             case "answer" if self.stages.waiting:
                 self.step()
-            case "fail" if self.stages.waiting and self.stages.waiting[0].positions.size:
+            case "fail" if self.stages.waiting and self.stages.waiting[0].positions:
                 self.take(self.scheduler.frame_received(self.stages.fail_oldest(), self.now))
             case "expire":
                 self.take(self.scheduler.expire(self.now))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from meshnode.errors import ModelError, StageError
+from meshnode.io.llama.batch import RowBuffer
 from meshnode.io.llama.embedding import EmbeddingTable
 from tests.factory import build, quantize
 
@@ -24,10 +25,10 @@ def test_rows_are_those_of_the_file(kind, tmp_path):
     if kind in ("q4_k_m", "q6_k"):
         path = quantize(path, tmp_path / "q.gguf", kind)
     table = EmbeddingTable(path)
-    rows = np.zeros((4, 256), np.float32)
-    table.look_up(np.array([0, 511, 7], np.int32), rows)
-    assert np.array_equal(rows[:3], table_of(path)[[0, 511, 7]])
-    assert not rows[3].any()
+    rows = RowBuffer(4, 256)
+    table.look_up([0, 511, 7], rows)
+    assert np.array_equal(rows.array[:3], table_of(path)[[0, 511, 7]])
+    assert not rows.array[3].any()
     table.close()
 
 
@@ -35,7 +36,7 @@ def test_rows_are_those_of_the_file(kind, tmp_path):
 def test_a_token_outside_the_vocabulary_is_refused(token, tmp_path):
     table = EmbeddingTable(build(tmp_path / "m.gguf", layers=1))
     with pytest.raises(StageError):
-        table.look_up(np.array([token], np.int32), np.zeros((1, 64), np.float32))
+        table.look_up([token], RowBuffer(1, 64))
     table.close()
 
 

@@ -51,9 +51,7 @@ class Chain:
 
 
 def rows(positions, lanes, flags, tokens=None, activations=None):
-    numbers = [np.asarray(item, np.int32) for item in (positions, lanes)]
-    tokens = None if tokens is None else np.asarray(tokens, np.int32)
-    return Rows(*numbers, np.asarray(flags, np.bool_), tokens, activations)
+    return Rows(list(positions), lanes, flags, tokens, activations)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,8 @@ path, embedding, first = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "f
 options = EngineOptions(4096, 4, 128, "q8_0", True, 1)
 engine = SliceEngine.load(path, embedding if first else None, options, first=first, last=not first)
 for position in range(100):
-    one = np.zeros(1, np.int32)
     activations = None if first else np.ones((1, engine.width), np.float32)
-    engine.decode(Rows(one + position, one, one == 0, one if first else None, activations))
+    engine.decode(Rows((position,), (0,), (True,), (0,) if first else None, activations))
 lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 resident = sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssFile")) * 1024
 print(json.dumps([resident, engine.memory_bytes()["kv"]]))

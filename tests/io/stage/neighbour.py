@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -151,8 +150,8 @@ def prompt(fence: Fence, microbatch: int, tokens: list[int], *, lane=0, start=0,
         fence,
         microbatch,
         (Open(lane, GREEDY),) if opened else (),
-        np.arange(start, start + count, dtype=np.int32),
-        np.full(count, lane, np.int32),
-        np.arange(count) == count - 1,
-        np.array(tokens, np.int32),
+        range(start, start + count),
+        [lane] * count,
+        [row == count - 1 for row in range(count)],
+        tokens,
     )

@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 
 from meshnode.errors import StageError
@@ -23,7 +22,7 @@ class Positions:
         self.trim_any = trims
 
     def advance(self, rows):
-        for lane, position in zip(rows.lanes.tolist(), rows.positions.tolist(), strict=True):
+        for lane, position in zip(rows.lanes, rows.positions, strict=True):
             self.held[lane] = position + 1
 
     def next_position(self, lane):
@@ -45,8 +44,7 @@ class Positions:
 
 def rows_of(*pairs):
     lanes, positions = [lane for lane, _ in pairs], [position for _, position in pairs]
-    arrays = np.array(positions, np.int32), np.array(lanes, np.int32)
-    return Rows(FENCE, 1, (), *arrays, np.ones(len(pairs), bool), np.zeros(len(pairs), np.int32))
+    return Rows(FENCE, 1, (), positions, lanes, [True] * len(pairs), [0] * len(pairs))
 
 
 def table_of(engine, *opened, samplers=None):

@@ -58,7 +58,7 @@ class Wired:
             self.stages.take([frame])
             if self.halted.is_set():
                 continue
-            if self.fail_next and frame.positions.size:
+            if self.fail_next and frame.positions:
                 self.fail_next = False
                 await self.send(self.stages.fail_oldest())
             else:

@@ -63,18 +63,16 @@ class Bench:
 
 
 def rows_of(*pairs, microbatch=1, operations=OPEN, logits=True, value=3.0):
-    lanes = np.array([lane for lane, _ in pairs], np.int32)
-    positions = np.array([position for _, position in pairs], np.int32)
-    wanted = np.full(len(pairs), logits)
+    lanes, positions = [lane for lane, _ in pairs], [position for _, position in pairs]
     activations = np.full((len(pairs), 2), value, np.float32) if pairs else None
-    return Rows(FENCE, microbatch, operations, positions, lanes, wanted, None, activations)
+    return Rows(FENCE, microbatch, operations, positions, lanes, [logits] * len(pairs), None, activations)
 
 
 def test_rows_go_on_with_their_operations_positions_and_flags():
     onward = Bench().answer(rows_of((0, 0), (1, 0)))
     assert isinstance(onward, Rows)
     assert (onward.microbatch, onward.operations) == (1, OPEN)
-    assert (onward.lanes.tolist(), onward.positions.tolist(), onward.logits.tolist()) == ([0, 1], [0, 0], [True, True])
+    assert (onward.lanes, onward.positions, onward.logits) == ((0, 1), (0, 0), [True, True])
     assert onward.activations.tolist() == [[6.0, 6.0], [6.0, 6.0]]
 
 

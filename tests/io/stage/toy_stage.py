@@ -32,9 +32,9 @@ class ToyEngine:
     def decode(self, rows):
         # Native code prints: nothing of it may reach the protocol.
         ctypes.CDLL(None).puts(b"a stray line of native code")
-        for lane, position in zip(rows.lanes.tolist(), rows.positions.tolist(), strict=True):
+        for lane, position in zip(rows.lanes, rows.positions, strict=True):
             self._held[lane] = position + 1
-        tokens = rows.tokens.tolist()
+        tokens = rows.tokens
         if 1 in tokens:
             self._aborted.wait()
             self._aborted.clear()
@@ -43,7 +43,7 @@ class ToyEngine:
             threading.Event().wait()
         if 3 in tokens:
             os.abort()
-        wanted = rows.tokens[rows.logits]
+        wanted = np.array(tokens)[np.array(rows.logits)]
         return np.eye(VOCABULARY, dtype=np.float32)[(wanted + 1) % VOCABULARY]
 
     def trim(self, lane, position):
