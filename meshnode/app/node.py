@@ -39,6 +39,7 @@ from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.model_routes import ModelRoutes
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.passing import answer
+from meshnode.app.probes import Probes
 from meshnode.app.probing import Probing
 from meshnode.app.pulse import Pulse
 from meshnode.app.renewal import keep_renewed
@@ -242,7 +243,8 @@ class Node:
         threads = settings.threads or cores
         self.stages = Stages(self._own, self.seats, self._dial_stage, self.shelf, post, threads)
         self.models = Models(self.mediator, self.runtime, self.shelf, self._speaking)
-        self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post)
+        probes = Probes(self.data.cache)
+        self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post, probes)
         self.runtime.attach(self.links, self.stages, self.heads)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport, self.models.created)
         self.probing = Probing(self.mediator, self.transport, trio.current_time)

@@ -119,7 +119,7 @@ class Coordinator:
             case on.HeadOpened():
                 self._obey(deployment, run, run.head_opened(now), now)
             case on.HeadFailed():
-                self._obey(deployment, run, run.head_failed(event.message), now)
+                self._obey(deployment, run, run.head_failed(event.message, event.reason), now)
             case on.HeadDrained():
                 self._drained(deployment, run, now)
             case _:
