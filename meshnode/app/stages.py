@@ -25,6 +25,7 @@ from meshnode.identity.certificates import make_stage, stage_name
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
 from meshnode.identity.keys import public_key_of
+from meshnode.io.disk.lock import share
 from meshnode.io.stage.process import StageProcess
 from meshnode.wire import stage_protocol
 from meshnode.wire.fence import Fence
@@ -53,6 +54,16 @@ class Slices(Protocol):
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         """The files that `order` needs, fetched and verified. Raises MeshError."""
         ...
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """What every stage process of this node gets."""
+
+    threads: int
+    """For its native code."""
+    lock: Path
+    """The file that it holds a share of, so that a next life of this node knows when it is gone."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +107,15 @@ class Stages:
         dial_stage: Callable[[NodeId, bytes], Awaitable[socket.socket]],
         slices: Slices,
         post: Post,
-        threads: int,
+        hosting: Hosting,
     ) -> None:
-        """`threads`: what the native code of one stage may use."""
         self._credentials = credentials
         self._seats = seats
         self._dial_stage = dial_stage
         self._slices = slices
         self._post = post.wait
         self._hint = post.hint
-        self._threads = threads
+        self._hosting = hosting
         self._running: dict[tuple[Fence, int], _Running] = {}
         self._kept: dict[tuple[Fence, int], _Running] = {}
         """Loaded stages that wait for the order of the run that adopts them."""
@@ -266,7 +276,9 @@ class Stages:
         running.slice = paths.slice
         async with trio.open_nursery() as nursery:
             name = f"stage {order.stage} ({order.fence.run[:8]})"
-            stage = await StageProcess.spawn(nursery, name, threads=self._threads, on_event=self._listener(running))
+            threads, lock, heard = self._hosting.threads, self._hosting.lock, self._listener(running)
+            with share(lock) as held:
+                stage = await StageProcess.spawn(nursery, name, threads=threads, on_event=heard, lock=(lock, held))
             try:
                 await self._certify(stage, order)
                 report = self._reporter(running, "loading")
@@ -280,7 +292,7 @@ class Stages:
                     layer_count=order.layers,
                     manifest_digest=order.manifest_digest,
                     options=order.options,
-                    threads=self._threads,
+                    threads=threads,
                 )
                 await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
                 running.process, running.nursery = stage, nursery
