@@ -200,4 +200,4 @@ async def test_a_slice_larger_than_what_was_claimed_for_it_is_not_loaded(nursery
         await node.runtime.changed()
     (told,) = [event.report for event in node.mediator.handled if isinstance(event, StageReported)]
     assert isinstance(told, Failed)
-    assert told.reason == "too_large"
+    assert told.reason == "claim_mismatch"
