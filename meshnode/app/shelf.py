@@ -42,8 +42,8 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 READERS = 1
 """Files whose headers are read at once. Parsing is Python: every such thread that is ready to run keeps the event loop
-waiting for another 5 ms (the interpreter's switch interval). 100 files at once held it up for 1.6 s; one by one, in
-about the same time, for 30 to 50 ms (11 to 22 ms of it the machine's own)."""
+waiting for the interpreter's switch interval (app/pulse.SWITCH_S). 100 files at once held it up for 1.6 s; one by one
+they take about the same time, and `meshnode bench scan` says how late the loop is."""
 
 
 FOOTPRINTS = 16

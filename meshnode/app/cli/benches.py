@@ -89,6 +89,18 @@ def bench_cutover(
     return run(CutoverOptions(model=model, layers=layers, embd=embd, streams=streams, threads=threads), json)
 
 
+@command(bench_group, "scan")
+def bench_scan(
+    files: Annotated[int, typer.Option(help="Model files that are opened at once.")] = 100,
+    json: Json = False,
+) -> int:
+    """How late the event loop is while model files are read and hashed. Exit code 1 beside the bar."""
+    from meshnode.app.bench.scanning import ScanOptions
+    from meshnode.app.cli.measuring import bench_scan as run
+
+    return run(ScanOptions(files), json)
+
+
 @command(bench_group, "plan")
 def bench_plan(
     model: Annotated[Path | None, typer.Option(help="Try this GGUF instead of a synthetic one.")] = None,
