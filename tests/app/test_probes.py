@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,14 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from meshnode.app.bench import rig
+from meshnode.app.bench.rig import RigOptions, slice_model
 from meshnode.app.probes import Probes
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Vocabulary
+from meshnode.demo import MODEL
 from meshnode.errors import StageError
 from tests.core.coordination.claims import claim
 from tests.core.serving.test_probe import clear
 
 CLAIM = claim()
+VOCABULARY = 1024
+"""Of the demonstration model."""
 WORDS = Vocabulary(tuple(b"x" for _ in range(100)), {}, frozenset())
 
 
@@ -105,3 +111,26 @@ async def test_every_question_has_an_id_of_its_own(tmp_path: Path) -> None:
     await probes.ask(run, CLAIM, WORDS)
     await probes.ask(run, CLAIM, WORDS)
     assert len({request.id for request in run.asked}) == 4
+
+
+@pytest.mark.native
+async def test_real_stages_in_other_cuts_agree_and_one_with_the_wrong_layers_does_not(tmp_path: Path) -> None:
+    """Wrong layers are finite, and the same however the prompt is cut: only what was recorded tells."""
+    words = Vocabulary((b"x",) * VOCABULARY, {}, frozenset())
+    probes = Probes(tmp_path / "cache")
+    whole, cut, elsewhere = (RigOptions(cuts=cuts) for cuts in ((5,), (3, 6), (2, 5)))
+    folders = [tmp_path / name for name in ("whole", "cut", "elsewhere")]
+    sliced = []
+    for folder, options in zip(folders, (whole, cut, elsewhere), strict=True):
+        folder.mkdir()
+        sliced.append(slice_model(MODEL, options, folder))
+    for options, right in ((whole, sliced[0]), (cut, sliced[1])):
+        async with rig._run(right, options, rig.Surroundings()) as made:
+            await probes.ask(made.pipeline, CLAIM, words)
+    # Layers 2 to 5 where 3 to 6 belong.
+    slices = (sliced[1].slices[0], sliced[2].slices[1], sliced[1].slices[2])
+    wrong = dataclasses.replace(sliced[1], slices=slices)
+    async with rig._run(wrong, cut, rig.Surroundings()) as made:
+        with pytest.raises(StageError, match="most likely tokens") as refused:
+            await probes.ask(made.pipeline, CLAIM, words)
+    assert refused.value.reason == "probe_failed"
