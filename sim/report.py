@@ -15,6 +15,7 @@ from sim.checks import Violation
 from sim.liar import EVERY_S, FORGED, Liar
 from sim.machine import Machine
 from sim.profiles import CALM, PROFILES
+from sim.rates import compare
 from sim.trial import Setting, populate, run
 from sim.world import World
 
@@ -222,6 +223,14 @@ def _speed_row(profile: str) -> Row:
     return Row(f"node-seconds in a second of one core, 20 nodes, {profile}", "1,000", f"{found:,.0f}", found >= 1000.0)
 
 
+def _planning_row(inventories: int, error: float) -> Row:
+    found = [compare(SEED + index, error) for index in range(inventories)]
+    worst, best = min(each.ratio for each in found), max(each.ratio for each in found)
+    split = sum(each.nodes > 1 for each in found)
+    what = f"tokens/s of the plan to the best single machine's, {inventories} inventories, speeds off by {error:.0%}"
+    return Row(what, "0.97", f"{worst:.3f} at worst, {best:.2f} at best ({split} splits)", worst >= 0.97)
+
+
 def _of_one_world(nodes: int, bars: tuple[float, float], updates: int, deaths: int) -> Iterator[Row]:
     """Idle traffic, spreading and detection, one after the other: to make a large mesh takes longest."""
     idle_kb, spread_s = bars
@@ -247,6 +256,7 @@ def measurements(*, long: bool) -> dict[str, Iterator[Row]]:
             lambda: _false_row(20, 25_000.0 if long else 500.0, 0.05),
             lambda: _false_row(8, 1000.0, 0.0, 1.0),
         ),
+        "planning": each(lambda: _planning_row(200 if long else 20, 0.03)),
         "lies": each(lambda: _forgery_row(100_000 if long else 5_000)),
         "256": _of_one_world(256, (10.0, 3.0), 20 if long else 6, 3 if long else 1),
         "256-lossy": each(lambda: _spread_row(quiet(256, 0.20), 5.0, 20 if long else 6)),

@@ -17,13 +17,14 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshnode.app.hops import HopSeats
+from meshnode.app.probes import Probes
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
-from meshnode.errors import MeshError, PeerError, StageError, StageLost, first_of
+from meshnode.errors import MeshError, PeerError, RequestError, StageError, StageLost, first_of
 from meshnode.identity.certificates import make_stage
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
@@ -32,14 +33,14 @@ from meshnode.io.stage.pipeline import HeadPipeline
 from meshnode.io.transport.tls import check_stage_peer, stage_context
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim
-from meshnode.wire.sampling import Sampling
 
 log = logging.getLogger("meshnode.head")
 
 OPEN_S = 25.0
 """Both connections and the probe; below the coordinator's own limit (run.CONNECT_S), so that the reason is known."""
-PROBE_TOKENS = 16
-"""A short prompt through every stage before the run is listed (COORDINATION, probe)."""
+DOUBT_S = 10.0
+"""Between two looks at a run whose stages failed a request: a client whose requests fail must not make it probe all the
+time, and a run that computes nonsense is not listed for longer than that."""
 
 
 @dataclass(eq=False)
@@ -56,6 +57,8 @@ class ServedRun:
     """Generations under way."""
     draining: bool = False
     drained: trio.Event = field(default_factory=trio.Event)
+    doubted: trio.Event = field(default_factory=trio.Event)
+    """A stage failed somebody's request: perhaps that one, perhaps every one."""
 
     @property
     def id(self) -> str:
@@ -97,6 +100,9 @@ class ServedRun:
         try:
             async with run.pipeline.generate(request) as tokens:
                 yield tokens
+        except StageError:
+            run.doubted.set()
+            raise
         finally:
             run.streams -= 1
             run.look()
@@ -117,12 +123,14 @@ class Heads:
         dial_stage: Callable[[NodeId, bytes], Awaitable[socket.socket]],
         model_of: Callable[[str], ServableModel],
         post: Callable[[Event], Awaitable[None]],
+        probes: Probes,
     ) -> None:
         self._credentials = credentials
         self._seats = seats
         self._dial_stage = dial_stage
         self._model_of = model_of
         self._post = post
+        self._probes = probes
         self._scopes: dict[Fence, trio.CancelScope] = {}
         self._returns: dict[Fence, trio.MemoryReceiveChannel[socket.socket]] = {}
         self._opened: dict[Fence, ServedRun] = {}
@@ -149,9 +157,10 @@ class Heads:
             with self._scopes[claim.fence]:
                 await self._serve(claim, hops, created)
         except* MeshError as errors:
-            reason = str(first_of(errors))
-            log.warning("%s: the head ended: %s", claim.fence, reason)
-            await self._post(HeadFailed(claim.fence, reason))
+            error = first_of(errors)
+            log.warning("%s: the head ended: %s", claim.fence, error)
+            kind = error.reason if isinstance(error, StageError) else StageLost.kind
+            await self._post(HeadFailed(claim.fence, str(error), kind))
         finally:
             self._seats.close(hops.tokens[-1])
             self._scopes.pop(claim.fence, None)
@@ -205,13 +214,28 @@ class Heads:
             pipeline = HeadPipeline(options, claim.fence, first, last)
             async with trio.open_nursery() as nursery:
                 await nursery.start(pipeline.run)
-                await self._probe(pipeline, claim, options.vocabulary)
+                await self._probes.ask(pipeline, claim, model.vocabulary)
                 opening.deadline = float("inf")
                 run = self._opened[claim.fence] = ServedRun(model, pipeline, claim, created, self.present)
                 await self._post(HeadOpened(claim.fence))
+                nursery.start_soon(self._look_again, run)
                 await self._tell_drained(run)
         if opening.cancelled_caught:
             raise StageLost(f"the pipeline did not answer within {OPEN_S:g} s")
+
+    async def _look_again(self, run: ServedRun) -> None:
+        """Probe a run again whose stages failed a request; one that fails the probe ends, and is not listed."""
+        while True:
+            await run.doubted.wait()
+            run.doubted = trio.Event()
+            try:
+                with trio.move_on_after(OPEN_S):
+                    await self._probes.ask(run.pipeline, run.claim, run.vocabulary)
+            except (
+                RequestError
+            ) as error:  # no lane free, or too slow: nothing is known, and the next failure asks again
+                log.info("%s: not probed: %s", run.claim.fence, error)
+            await trio.sleep(DOUBT_S)
 
     async def _tell_drained(self, run: ServedRun) -> None:
         while True:
@@ -238,17 +262,6 @@ class Heads:
                 return await _secure(raw, own, hops.names[-2], server=True)
             except (PeerError, StageLost) as error:
                 log.warning("%s: a connection to the head was refused: %s", claim.fence, error)
-
-    async def _probe(self, pipeline: HeadPipeline, claim: Claim, vocabulary: int) -> None:
-        """One short greedy generation: finite numbers came through every stage, or an error did."""
-        prompt = tuple(token % vocabulary for token in range(1, PROBE_TOKENS + 1))
-        request = Generation(f"probe-{claim.fence.run}", prompt, 1, Sampling(temperature=0.0, ignore_eos=True))
-        async with pipeline.generate(request) as tokens:
-            async for sampled in tokens:
-                if not 0 <= sampled.token < vocabulary:
-                    raise StageError("probe_failed", "the probe gave a token outside the vocabulary")
-                return
-        raise StageError("probe_failed", "the probe gave no token")
 
 
 async def _secure(raw: socket.socket, own: Credentials, peer_name: str, *, server: bool) -> HeadStream:

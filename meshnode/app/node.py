@@ -28,6 +28,7 @@ from meshnode.app.authority import NodeAuthority
 from meshnode.app.config import Settings
 from meshnode.app.control import ControlLinks
 from meshnode.app.directory import MeshDirectory
+from meshnode.app.former import former_stages_gone
 from meshnode.app.heads import Heads
 from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Serve
@@ -39,13 +40,14 @@ from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.model_routes import ModelRoutes
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.passing import answer
+from meshnode.app.probes import Probes
 from meshnode.app.probing import Probing
 from meshnode.app.pulse import Pulse
 from meshnode.app.renewal import keep_renewed
 from meshnode.app.revoking import Revoking
 from meshnode.app.runtime import Runtime, ends_by_bug
 from meshnode.app.shelf import Shelf
-from meshnode.app.stages import Post, Stages
+from meshnode.app.stages import Hosting, Post, Stages
 from meshnode.core.node.events import CacheChanged, CertificateRenewed, DrainWanted, PeerFound, Stopping
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
@@ -97,6 +99,7 @@ async def run_node(settings: Settings, intent: Intent, stop: trio.Event) -> None
 async def _run_member(settings: Settings, intent: Intent, tokenizer: Tokenizer | None, stop: trio.Event) -> None:
     data = DataDirectory.open(settings.data)
     try:
+        await former_stages_gone(data.stages_lock)
         became = await become_member(settings, data, intent, stop)
         if became is not None:
             await Node(settings, data, became[0], tokenizer).run(intent, became[1], stop)
@@ -240,9 +243,11 @@ class Node:
         self.links = ControlLinks(self.transport, self.mediator.node, self.runtime.post)
         post = Post(self.runtime.post, self.runtime.hint)
         threads = settings.threads or cores
-        self.stages = Stages(self._own, self.seats, self._dial_stage, self.shelf, post, threads)
+        hosting = Hosting(threads, self.data.stages_lock)
+        self.stages = Stages(self._own, self.seats, self._dial_stage, self.shelf, post, hosting)
         self.models = Models(self.mediator, self.runtime, self.shelf, self._speaking)
-        self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post)
+        probes = Probes(self.data.cache)
+        self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post, probes)
         self.runtime.attach(self.links, self.stages, self.heads)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport, self.models.created)
         self.probing = Probing(self.mediator, self.transport, trio.current_time)

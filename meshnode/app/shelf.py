@@ -20,18 +20,20 @@ import msgspec
 import trio
 
 from meshnode.app.stages import SlicePaths
-from meshnode.core.planning.footprint import ModelFootprint
+from meshnode.core.planning.context import costs_of
+from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.core.serving.text import Vocabulary
-from meshnode.errors import ModelError, PeerError, Unavailable
+from meshnode.errors import ModelError, PeerError, StageError, Unavailable
 from meshnode.identity.ids import NodeId
 from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource
 from meshnode.io.artifacts.shapes import Source
 from meshnode.io.disk.atomic import write_atomic
-from meshnode.io.llama.footprint import footprint_of
+from meshnode.io.llama.footprint import footprint_of, footprint_of_parts
 from meshnode.io.llama.gguf_file import GgufModel, open_model
 from meshnode.io.llama.manifest import ModelArtifacts, build_manifest, open_artifacts
 from meshnode.io.llama.slicing import SliceLayout, layout_embedding, layout_slice
 from meshnode.io.stage.tokenizer import Tokenizer
+from meshnode.wire.limits import LANES, MICROBATCH_ROWS
 from meshnode.wire.manifest import LAYER_PREFIX, Manifest, decode_manifest, encode_manifest, manifest_digest
 from meshnode.wire.messages import Prepare
 
@@ -40,8 +42,12 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 READERS = 1
 """Files whose headers are read at once. Parsing is Python: every such thread that is ready to run keeps the event loop
-waiting for another 5 ms (the interpreter's switch interval). 100 files at once held it up for 1.6 s; one by one, in
-about the same time, for 30 to 50 ms (11 to 22 ms of it the machine's own)."""
+waiting for the interpreter's switch interval (app/pulse.SWITCH_S). 100 files at once held it up for 1.6 s; one by one
+they take about the same time, and `meshnode bench scan` says how late the loop is."""
+
+
+FOOTPRINTS = 16
+"""Models whose costs are remembered; to read them again takes as long as a vocabulary, 0.2 s at most."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,7 @@ class Shelf:
         self.store = ArtifactStore(cache, GgufLayouts())
         self.library = Library(self.store)
         self._files: list[ModelArtifacts] = []
+        self._footprints: dict[str, ModelFootprint] = {}
         self._readers = trio.CapacityLimiter(READERS)
         self.fetched_bytes = 0
         """Weight bytes that came from other nodes since this one started."""
@@ -116,8 +123,8 @@ class Shelf:
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         """The files that `order` needs. Raises MeshError."""
         local = self._models.get(order.manifest_digest)
-        if local is not None and order.first == 0 and order.last == order.layers:
-            return SlicePaths(local.path)
+        if local is not None and order.first == 0 and order.last == order.layers == len(local.footprint.layers):
+            return SlicePaths(local.path, needed_bytes=needed_bytes(local.footprint, order))
         own = self._sources.get(order.manifest_digest)
         if own is not None or order.source == self._own:
             return await self._prepare(order, [own] if own is not None else [], progress)
@@ -136,7 +143,14 @@ class Shelf:
         self.fetched_bytes += prepared.fetched_bytes
         if prepared.manifest.layers != order.layers:
             raise PeerError("the order names another number of layers than the manifest")
-        return SlicePaths(prepared.path, prepared.embedding)
+        digest = order.manifest_digest
+        if digest not in self._footprints:
+            reading = partial(footprint_of_parts, prepared.metadata, prepared.manifest, digest)
+            found = await trio.to_thread.run_sync(reading, limiter=self._readers)
+            self._footprints = (
+                {**self._footprints, digest: found} if len(self._footprints) < FOOTPRINTS else {digest: found}
+            )
+        return SlicePaths(prepared.path, prepared.embedding, needed_bytes(self._footprints[digest], order))
 
     def _open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
         model = open_model(path)
@@ -166,6 +180,15 @@ class Shelf:
         self._hashed.mkdir(parents=True, exist_ok=True)
         write_atomic(remembered, encode_manifest(manifest))
         return manifest
+
+
+def needed_bytes(footprint: ModelFootprint, order: Prepare) -> int:
+    """What the stage of `order` takes, by the same rule as the planner's. Raises StageError("bad_options")."""
+    options = order.options
+    possible = options.context >= 1 and 1 <= options.lanes <= LANES and 1 <= options.chunk <= MICROBATCH_ROWS
+    if not possible or options.kv_type not in KV_BLOCK_BYTES:
+        raise StageError("bad_options", f"no stage runs with {options}")
+    return costs_of(footprint, options.context, options.lanes, options.kv_type).need(order.first, order.last)
 
 
 def model_name(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Entry of a stage process: `python -m meshnode.app.stage_main FD`, where FD is its end of the node's socket pair.
+"""Entry of a stage process: `python -m meshnode.app.stage_main FD [LOCK]`, where FD is its end of the node's socket
+pair, and LOCK the file whose lock it inherited (app/former).
 
 Puts the native engine, the sampler and TLS into io/stage. llama.cpp is loaded with the first model, so that a ping is
 answered at once.

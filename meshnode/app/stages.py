@@ -25,6 +25,7 @@ from meshnode.identity.certificates import make_stage, stage_name
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
 from meshnode.identity.keys import public_key_of
+from meshnode.io.disk.lock import share
 from meshnode.io.stage.process import StageProcess
 from meshnode.wire import stage_protocol
 from meshnode.wire.fence import Fence
@@ -39,12 +40,19 @@ LEAVE_S = 1.0
 """From the order to end to SIGKILL: with the drain before it, a node leaves within 5 s."""
 
 
+CLAIM_TOLERANCE = 100
+"""One part in so many: another version of this program may count recurrent state or buffers a little otherwise. Of
+the 15 % that stay free of every machine's memory this is little."""
+
+
 @dataclass(frozen=True)
 class SlicePaths:
     """Where the files of a stage lie. `embedding` is None where the slice holds the token embedding itself."""
 
     slice: Path
     embedding: Path | None = None
+    needed_bytes: int = 0
+    """What the stage takes in all, by what the model's own header and manifest say."""
 
 
 class Slices(Protocol):
@@ -53,6 +61,16 @@ class Slices(Protocol):
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         """The files that `order` needs, fetched and verified. Raises MeshError."""
         ...
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """What every stage process of this node gets."""
+
+    threads: int
+    """For its native code."""
+    lock: Path
+    """The file that it holds a share of, so that a next life of this node knows when it is gone."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +94,7 @@ class _Running:
     """One dial at a time, however often it is ordered."""
     reported_at: float = 0.0
     renewed_at: float = field(default_factory=trio.current_time)
-    slice: Path | None = None
+    paths: SlicePaths | None = None
     ended: trio.Event = field(default_factory=trio.Event)
     nursery: trio.Nursery | None = None
 
@@ -96,16 +114,15 @@ class Stages:
         dial_stage: Callable[[NodeId, bytes], Awaitable[socket.socket]],
         slices: Slices,
         post: Post,
-        threads: int,
+        hosting: Hosting,
     ) -> None:
-        """`threads`: what the native code of one stage may use."""
         self._credentials = credentials
         self._seats = seats
         self._dial_stage = dial_stage
         self._slices = slices
         self._post = post.wait
         self._hint = post.hint
-        self._threads = threads
+        self._hosting = hosting
         self._running: dict[tuple[Fence, int], _Running] = {}
         self._kept: dict[tuple[Fence, int], _Running] = {}
         """Loaded stages that wait for the order of the run that adopts them."""
@@ -126,7 +143,7 @@ class Stages:
         kept = None if order.hold else self._kept.pop(running.key, None)
         if kept is not None:
             del self._running[running.key]
-            await self._adopt(kept, order)
+            await self._adopt(kept, order, running.reserved_bytes)
             return
         try:
             with running.scope:
@@ -186,15 +203,16 @@ class Stages:
         except MeshError as error:
             log.warning("%s: stage %d did not take its lease: %s", *_place(running), error)
 
-    async def _adopt(self, running: _Running, order: Prepare) -> None:
+    async def _adopt(self, running: _Running, order: Prepare, reserved_bytes: int) -> None:
         """Give a loaded stage its place in another run: a new certificate, new neighbours, empty lanes."""
         stage, nursery = running.process, running.nursery
         self._seats.close(running.order.upstream.token)
         running.order = order
         self._running[running.key] = running
         try:
-            if stage is None or nursery is None:
+            if stage is None or nursery is None or running.paths is None:
                 raise StageError("stage_lost", "the stage that was to be adopted has ended")
+            await trio.to_thread.run_sync(_check_claim, running.paths, reserved_bytes)
             credentials = await self._certificate(stage, order)
             await stage.adopt(
                 stage_protocol.Adopt(
@@ -252,9 +270,9 @@ class Stages:
         """What each stage that runs has computed, with the file of its slice; one that just ends is left out."""
         found = []
         for running in list(self._running.values()):
-            if running.process is not None and running.slice is not None:
+            if running.process is not None and running.paths is not None:
                 try:
-                    found.append((running.slice, await running.process.stats()))
+                    found.append((running.paths.slice, await running.process.stats()))
                 except MeshError:
                     continue
         return found
@@ -262,11 +280,13 @@ class Stages:
     async def _run(self, running: _Running) -> None:
         order = running.order
         paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
-        await trio.to_thread.run_sync(_check_size, paths, running.reserved_bytes)
-        running.slice = paths.slice
+        await trio.to_thread.run_sync(_check_claim, paths, running.reserved_bytes)
+        running.paths = paths
         async with trio.open_nursery() as nursery:
             name = f"stage {order.stage} ({order.fence.run[:8]})"
-            stage = await StageProcess.spawn(nursery, name, threads=self._threads, on_event=self._listener(running))
+            threads, lock, heard = self._hosting.threads, self._hosting.lock, self._listener(running)
+            with share(lock) as held:
+                stage = await StageProcess.spawn(nursery, name, threads=threads, on_event=heard, lock=(lock, held))
             try:
                 await self._certify(stage, order)
                 report = self._reporter(running, "loading")
@@ -280,7 +300,7 @@ class Stages:
                     layer_count=order.layers,
                     manifest_digest=order.manifest_digest,
                     options=order.options,
-                    threads=self._threads,
+                    threads=threads,
                 )
                 await stage.load(what, lambda fraction: report(int(fraction * 1000), 1000))
                 running.process, running.nursery = stage, nursery
@@ -369,11 +389,14 @@ class Stages:
         await self._post(StageReported(Failed(order.fence, order.stage, reason, str(error)[:2000])))
 
 
-def _check_size(paths: SlicePaths, reserved_bytes: int) -> None:
-    """Refuse files for which no room was booked: weights are read into memory as they lie there."""
+def _check_claim(paths: SlicePaths, reserved_bytes: int) -> None:
+    """Refuse to load what takes more than was booked: the room was granted by the coordinator's word alone. Weights are
+    read into memory as they lie in the files, holes included."""
     size = sum(path.stat().st_size for path in (paths.slice, paths.embedding) if path is not None)
-    if size > reserved_bytes:
-        raise StageError("too_large", f"the slice has {size} bytes, {reserved_bytes} were claimed for it")
+    needed = max(size, paths.needed_bytes - paths.needed_bytes // CLAIM_TOLERANCE)
+    if needed > reserved_bytes:
+        takes = max(size, paths.needed_bytes)
+        raise StageError("claim_mismatch", f"it takes {takes} bytes by its manifest, {reserved_bytes} were claimed")
 
 
 def _place(running: _Running) -> tuple[Fence, int]:

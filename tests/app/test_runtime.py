@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
 from meshnode.app.runtime import Runtime, ends_by_bug
-from meshnode.app.stages import Post, SlicePaths, Stages
+from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
 from meshnode.errors import PeerError
@@ -103,7 +103,7 @@ class Node:
         self.runtime = Runtime(self.mediator, lambda _: None, lambda _: None)
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
-        self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, 1)
+        self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, Hosting(1, Path("unused")))
         self.runtime.attach(self.links, self.stages, Heads())
 
 
@@ -200,4 +200,4 @@ async def test_a_slice_larger_than_what_was_claimed_for_it_is_not_loaded(nursery
         await node.runtime.changed()
     (told,) = [event.report for event in node.mediator.handled if isinstance(event, StageReported)]
     assert isinstance(told, Failed)
-    assert told.reason == "too_large"
+    assert told.reason == "claim_mismatch"

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.stages import Post, SlicePaths, Stages
+from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node.events import Event, StageReported
 from meshnode.errors import LinkLost
 from meshnode.identity.certificates import stage_name
@@ -82,7 +82,14 @@ async def test_a_stage_with_a_revoked_neighbour_takes_no_connection_any_more(
     reports, heard = trio.open_memory_channel[Event](64)
     own, seats = TestMesh().node(), HopSeats()
     post = Post(reports.send, lambda event: None)
-    stages = Stages(lambda: own, seats, nobody, Disk(build(tmp_path / "tiny.gguf", layers=2)), post, 1)
+    stages = Stages(
+        lambda: own,
+        seats,
+        nobody,
+        Disk(build(tmp_path / "tiny.gguf", layers=2)),
+        post,
+        Hosting(1, tmp_path / "stages.lock"),
+    )
     await stages.bar(lambda node: node == (revoked if known_before_it_loads else ELSEWHERE))
     assert stages.expect(ORDER, ROOM)
     nursery.start_soon(stages.prepare, ORDER)

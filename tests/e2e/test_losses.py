@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from meshnode.demo import EXPECTED_ANSWER, MODEL, QUESTION
@@ -141,3 +142,23 @@ def test_the_founder_restarts_and_serves_with_the_members_it_knows(own_mesh: Rea
     founder.start("serve", str(MODEL), "--context", "2048", *MEMORY)
     founder.await_running()
     answers_again(own_mesh)
+
+
+def test_a_node_that_comes_back_grants_nothing_before_its_former_stages_are_gone(tmp_path: Path) -> None:
+    mesh = RealMesh(tmp_path)
+    try:
+        node = mesh.found("one", "--context", "2048", "--memory", "500MB")
+        until("the model is served", node.serving)
+        old = psutil.Process(next(iter(node.status()["stages"].values())))
+        old.suspend()  # it will not notice that its node is gone
+        node.stop(signal.SIGKILL)
+        assert old.status() == psutil.STATUS_STOPPED
+        (node.data / "node.json").unlink()  # of the killed one
+        node.start("serve", str(MODEL), "--context", "2048", "--memory", "500MB")
+        node.await_running()
+        assert not old.is_running() or old.status() == psutil.STATUS_ZOMBIE, "it was gone before the node answered"
+        until("the model is served again", node.serving)
+        assert f"process {old.pid}, a stage of this node's former life, is ended" in node.words()
+        answers_again(mesh)
+    finally:
+        mesh.close()

@@ -73,6 +73,34 @@ def bench_link(
     return run(LinkOptions(trips=trips, megabytes=megabytes, rounds=rounds), json)
 
 
+@command(bench_group, "cutover")
+def bench_cutover(
+    model: Annotated[Path | None, typer.Option(help="Serve this GGUF instead of a synthetic one.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the synthetic model.")] = 12,
+    embd: Annotated[int, typer.Option(help="Its width.")] = 1024,
+    streams: Annotated[int, typer.Option(help="Clients that stream all the time.")] = 2,
+    threads: Annotated[int, typer.Option(help="Compute threads of a stage.")] = 1,
+    json: Json = False,
+) -> int:
+    """Pauses between tokens while a machine is drained, and errors. Exit code 1 for an error or beside the bar."""
+    from meshnode.app.bench.cutover import CutoverOptions
+    from meshnode.app.cli.measuring import bench_cutover as run
+
+    return run(CutoverOptions(model=model, layers=layers, embd=embd, streams=streams, threads=threads), json)
+
+
+@command(bench_group, "scan")
+def bench_scan(
+    files: Annotated[int, typer.Option(help="Model files that are opened at once.")] = 100,
+    json: Json = False,
+) -> int:
+    """How late the event loop is while model files are read and hashed. Exit code 1 beside the bar."""
+    from meshnode.app.bench.scanning import ScanOptions
+    from meshnode.app.cli.measuring import bench_scan as run
+
+    return run(ScanOptions(files), json)
+
+
 @command(bench_group, "plan")
 def bench_plan(
     model: Annotated[Path | None, typer.Option(help="Try this GGUF instead of a synthetic one.")] = None,

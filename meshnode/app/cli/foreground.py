@@ -20,6 +20,7 @@ from meshnode.app.cli.logs import configure
 from meshnode.app.cli.view import View
 from meshnode.app.clock import WakefulClock
 from meshnode.app.config import Settings
+from meshnode.app.pulse import SWITCH_S
 
 # The promise is 5 s in all; what is left covers the processes' own end.
 DRAIN_S = 4.5
@@ -34,6 +35,7 @@ RunNode = Callable[[Settings, trio.Event], Awaitable[None]]
 def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | None = None) -> int:
     """Run a node until it ends or is interrupted; returns the exit code."""
     allow_descriptors()
+    sys.setswitchinterval(SWITCH_S)
     view = View(settings)
     configure(view.log_handler())
     if settings.insecure:

@@ -10,11 +10,13 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
+from meshnode.app.bench.cutover import CutoverOptions, print_cutover, run_cutover
 from meshnode.app.bench.joining import JoinOptions, print_join, run_join
 from meshnode.app.bench.linking import LinkOptions, print_link, run_link
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.planning import PlanOptions, print_plan, run_plan
+from meshnode.app.bench.scanning import ScanOptions, print_scan, run_scan
 from meshnode.app.bench.split import SplitOptions, print_split, run_split
 from meshnode.app.cli.inquiries import write_json
 from meshnode.app.cli.tables import size
@@ -82,6 +84,26 @@ def bench_link(options: LinkOptions, as_json: bool) -> int:
         write_json(report)
     else:
         print_link(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def bench_cutover(options: CutoverOptions, as_json: bool) -> int:
+    """Measure what clients notice of a cut-over; 0 without errors and long pauses."""
+    report = _measured(partial(run_cutover, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_cutover(report, Console(highlight=False))
+    return 0 if report.within else 1
+
+
+def bench_scan(options: ScanOptions, as_json: bool) -> int:
+    """Measure how late the event loop is while files are read; 0 within the bar."""
+    report = _measured(partial(run_scan, options))
+    if as_json:
+        write_json(report)
+    else:
+        print_scan(report, Console(highlight=False))
     return 0 if report.within else 1
 
 

@@ -190,9 +190,9 @@ class Run:
             return []
         return self._lose("participant_lost", message, node)
 
-    def head_failed(self, message: str) -> list[RunOrder]:
-        """The head could not be opened, or lost its pipeline."""
-        return self._lose("stage_lost", message)
+    def head_failed(self, message: str, reason: str = "stage_lost") -> list[RunOrder]:
+        """The head could not be opened, the probe failed, or the pipeline was lost."""
+        return self._lose(reason, message)
 
     def expire(self, now: float) -> list[RunOrder]:
         """Judge the deadline of the present state, and the leases."""

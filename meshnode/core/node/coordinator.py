@@ -6,7 +6,7 @@ deployment orders nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import assert_never
 
 from meshnode.core.coordination import orders as order_of
@@ -92,11 +92,11 @@ class Coordinator:
             for run in deployment.runs():
                 self._obey(deployment, run, run.end(reason, "the model is no longer wanted"), now)
 
-    def changed(self, now: float) -> None:
-        """The members, or what one of them offers, are others than before."""
+    def changed(self, now: float, spared: Collection[NodeId] = ()) -> None:
+        """The members, or what one of them offers, are others than before. `spared`: this node, where it is drained."""
         if not self.deployments:
             return
-        spared = {node for node, entry in self._membership.roster.entries.items() if entry.body.draining}
+        spared = {node for node, entry in self._membership.roster.entries.items() if entry.body.draining}.union(spared)
         for deployment in self.deployments.values():
             deployment.changed(now, spared)
 
@@ -119,7 +119,7 @@ class Coordinator:
             case on.HeadOpened():
                 self._obey(deployment, run, run.head_opened(now), now)
             case on.HeadFailed():
-                self._obey(deployment, run, run.head_failed(event.message), now)
+                self._obey(deployment, run, run.head_failed(event.message, event.reason), now)
             case on.HeadDrained():
                 self._drained(deployment, run, now)
             case _:

@@ -278,7 +278,9 @@ class Deployment:
             if now < self.better_since + LASTING_S:
                 self.place, self.plan_at = Place.BESIDE, self.better_since + LASTING_S
                 return None
-        return self._attempt(outcome, current.fence if self.place is Place.INSTEAD else None, draw)
+        # On other machines it takes nobody's place: what seemed to be in the way there was an attempt that ended.
+        displaces = self.place is Place.INSTEAD and not set(current.participants).isdisjoint(outcome.nodes)
+        return self._attempt(outcome, current.fence if displaces else None, draw)
 
     def _gains(self, current: Run, new: Plan) -> bool:
         """Whether `new` is better than the plan of `current` as the same inventory sees it."""

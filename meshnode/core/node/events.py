@@ -116,6 +116,8 @@ class HeadFailed:
 
     fence: Fence
     message: str
+    reason: str = "stage_lost"
+    """`probe_failed`, what a stage said, or that something of it is gone."""
 
 
 @dataclass(frozen=True)

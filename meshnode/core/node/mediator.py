@@ -231,7 +231,8 @@ class Mediator:
         if draining != self.draining:
             self.draining = draining
             self._announce_soon(now)
-            self.coordinator.changed(now)  # its own plans; the others hear of it by the announcement
+            # Its own plans; the others hear of it by the announcement.
+            self.coordinator.changed(now, (self.node,) if draining else ())
 
     def _follow(self, now: float) -> None:
         """Do what membership asked for."""

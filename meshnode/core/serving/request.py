@@ -18,6 +18,8 @@ class Generation(msgspec.Struct, frozen=True):
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    chunk: int = 0
+    """Most rows of the prompt in one frame, where that is less than the run's own; 0: the run's. For the probe."""
 
 
 class Alternative(msgspec.Struct, frozen=True):

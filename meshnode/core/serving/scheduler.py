@@ -286,7 +286,8 @@ class Scheduler:
             sequence = min(prompts, key=lambda s: s.chunked)
             self._chunks += 1
             sequence.chunked = self._chunks
-            frames.append(self._in_flight.frame([sequence], self._options.chunk, self._seatings, chunk=True))
+            rows = min(self._options.chunk, sequence.request.chunk or self._options.chunk)
+            frames.append(self._in_flight.frame([sequence], rows, self._seatings, chunk=True))
             prompts = [s for s in prompts if s.pending > 1]
         return frames
 

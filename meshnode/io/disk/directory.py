@@ -1,6 +1,7 @@
 """The data directory: everything that a node keeps.
 
     lock           taken while a node runs
+    stages.lock    shared by its stage processes, which may outlive it for a moment
     node.key       0600   who this node is; losing it makes another node
     mesh.pem       node, issuer and root certificate: membership is this one file, so it is there or not
     root.key       0600   only where the mesh was made
@@ -103,6 +104,11 @@ class DataDirectory:
         folder = self.path / "cache"
         folder.mkdir(exist_ok=True)
         return folder
+
+    @property
+    def stages_lock(self) -> Path:
+        """What every stage process of this node holds a share of; one name for it, however the directory was given."""
+        return self.path.resolve() / "stages.lock"
 
     # --- who this node is -----------------------------------------------------------------------------
 

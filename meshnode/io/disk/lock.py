@@ -1,4 +1,5 @@
-"""One node per data directory: a lock that the system releases when the process ends, however it ends."""
+"""One node per data directory, and no stage left of its former life: locks that the system releases when the processes
+that hold them end, however they end."""
 
 from __future__ import annotations
 
@@ -39,6 +40,34 @@ class DirectoryLock:
 
 
 @contextmanager
+def share(path: Path) -> Iterator[int]:
+    """A descriptor with a share of the lock in `path`. A child that inherits it holds the share until it ends: from its
+    very first moment, and without doing anything for it. Raises ConfigError."""
+    file = _opened(path)
+    try:
+        _share_lock(file)
+        yield file
+    finally:
+        os.close(file)
+
+
+def is_shared(path: Path) -> bool:
+    """Whether anybody holds a share of the lock in `path`. Raises ConfigError."""
+    file = _opened(path)
+    try:
+        return not _try_lock(file)
+    finally:
+        os.close(file)
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be opened: {error.strerror}", "Check the data directory.") from None
+
+
+@contextmanager
 def turn(name: str) -> Iterator[None]:
     """One process of this user and machine at a time, whatever its data directory: the others wait here.
 
@@ -58,6 +87,9 @@ def turn(name: str) -> Iterator[None]:
 if sys.platform == "win32":
     import msvcrt
 
+    def _share_lock(descriptor: int) -> None:
+        """There are no stages yet whose locks could be shared (docs/ARCHITECTURE.md, What is Unix only)."""
+
     def _wait_for_lock(descriptor: int) -> None:
         msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
 
@@ -73,6 +105,9 @@ if sys.platform == "win32":
 
 else:
     import fcntl
+
+    def _share_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
     def _wait_for_lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -7,6 +7,8 @@ compares them with the bytes that llama.cpp reports for each family.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from gguf.constants import GGMLQuantizationType
@@ -16,9 +18,11 @@ from meshnode.errors import ModelError
 from meshnode.io.llama.attention import default_kv_type, flash_attention, head_sizes
 from meshnode.io.llama.gguf_file import GgufModel, Tensor, open_model
 from meshnode.io.llama.manifest import group_tensors, layer_count
-from meshnode.io.llama.slicing import OUTPUT_WEIGHT, TOKEN_EMBEDDING
+from meshnode.io.llama.slicing import OUTPUT_WEIGHT
 from meshnode.io.llama.traits import Keys, ModelTraits, all_kinds_wanted, traits_of
-from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, layer_name
+from meshnode.wire.manifest import EMBEDDING, METADATA, OUTPUT, SHARED, Manifest, TensorEntry, layer_name
+
+_Stored = Tensor | TensorEntry
 
 # Recurrent state is kept in 32-bit floats (llama_memory_recurrent is made with GGML_TYPE_F32).
 _STATE_VALUE_BYTES = 4
@@ -31,24 +35,34 @@ def read_footprint(path: Path, manifest_digest: str = "") -> ModelFootprint:
 
 def footprint_of(model: GgufModel, manifest_digest: str = "", file_name: str = "") -> ModelFootprint:
     """The footprint of an opened model. Errors: ModelError for a header that lacks what planning needs."""
-    layers = layer_count(model)
-    traits = traits_of(model.keys, layers)
-    read = Keys(model.keys)
-    artifacts = group_tensors(model)
+    traits = traits_of(model.keys, layer_count(model))
+    return _footprint(traits, Keys(model.keys), group_tensors(model), manifest_digest, file_name)
+
+
+def footprint_of_parts(metadata: Path, manifest: Manifest, digest: str) -> ModelFootprint:
+    """The same of a model whose tensors are not here: from its key-values and its manifest. Errors: ModelError."""
+    keys = open_model(metadata).keys
+    artifacts = {item.name: item.tensors for item in manifest.artifacts if item.name != METADATA}
+    return _footprint(traits_of(keys, manifest.layers), Keys(keys), artifacts, digest)
+
+
+def _footprint(
+    traits: ModelTraits, read: Keys, artifacts: Mapping[str, Sequence[_Stored]], digest: str, file_name: str = ""
+) -> ModelFootprint:
     groups = {name: sum(tensor.size for tensor in tensors) for name, tensors in artifacts.items()}
     reads = {name: sum(_read_bytes(tensor, read) for tensor in tensors) for name, tensors in artifacts.items()}
     embedding = groups.get(EMBEDDING, 0)
-    tied = OUTPUT_WEIGHT not in model.by_name
+    tied = all(tensor.name != OUTPUT_WEIGHT for tensor in artifacts.get(OUTPUT, ()))
     name = read.scalar_at("general.name")
     context = read.number("context_length")
     if not embedding or context < 1 or read.number("embedding_length") < 1:
         raise ModelError("the GGUF does not say its width, its context length or its token embedding")
     return ModelFootprint(
-        manifest_digest=manifest_digest,
+        manifest_digest=digest,
         name=str(name) if name else file_name,
         architecture=traits.architecture,
         width=read.number("embedding_length"),
-        vocabulary=model.by_name[TOKEN_EMBEDDING].dims[-1],
+        vocabulary=artifacts[EMBEDDING][0].dims[-1],
         context_trained=context,
         layers=_layers(traits, read, groups, reads),
         embedding_bytes=embedding,
@@ -61,19 +75,19 @@ def footprint_of(model: GgufModel, manifest_digest: str = "", file_name: str = "
         forbidden_lengths=traits.row.counts,
         all_kinds_in_each_slice=all_kinds_wanted(traits),
         whole_only=traits.whole,
-        weight_kind=_weight_kind(model),
+        weight_kind=_weight_kind(artifacts),
     )
 
 
-def _weight_kind(model: GgufModel) -> str:
+def _weight_kind(artifacts: Mapping[str, Sequence[_Stored]]) -> str:
     """The type of most bytes, as llama.cpp calls it in lower case: it decides how fast weights are computed with."""
     sizes: Counter[int] = Counter()
-    for tensor in model.tensors:
+    for tensor in chain.from_iterable(artifacts.values()):
         sizes[tensor.type] += tensor.size
     return GGMLQuantizationType(sizes.most_common(1)[0][0]).name.lower() if sizes else ""
 
 
-def _read_bytes(tensor: Tensor, read: Keys) -> int:
+def _read_bytes(tensor: _Stored, read: Keys) -> int:
     """What one token reads of it: of the experts, which lie in one tensor, those that it is sent to."""
     experts, used = read.number("expert_count"), read.number("expert_used_count")
     return tensor.size * used // experts if "_exps." in tensor.name and 0 < used < experts else tensor.size

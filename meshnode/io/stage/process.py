@@ -14,6 +14,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -95,10 +96,19 @@ class StageProcess:
 
     @staticmethod
     async def spawn(
-        nursery: trio.Nursery, name: str, *, threads: int, on_event: Callable[[Event], None], module: str = MODULE
+        nursery: trio.Nursery,
+        name: str,
+        *,
+        threads: int,
+        on_event: Callable[[Event], None],
+        module: str = MODULE,
+        lock: tuple[Path, int] | None = None,
     ) -> StageProcess:
-        """Start a stage process; its tasks live in `nursery`. `threads` = what its native code may use."""
-        child = await ChildProcess.start(nursery, name, module, native_environment(threads))
+        """Start a stage process; its tasks live in `nursery`. `threads` = what its native code may use. `lock`: a file
+        and a descriptor with a share of its lock, which the process keeps; the path is an argument, by which it is
+        found when it outlives its node."""
+        arguments, inherited = ((str(lock[0]),), (lock[1],)) if lock is not None else ((), ())
+        child = await ChildProcess.start(nursery, name, module, native_environment(threads), arguments, inherited)
         stage = StageProcess(child, on_event)
         nursery.start_soon(stage._send)
         nursery.start_soon(stage._receive)

@@ -60,9 +60,15 @@ class ChildProcess:
 
     @staticmethod
     async def start(
-        nursery: trio.Nursery, name: str, module: str, environment: Mapping[str, str], arguments: Sequence[str] = ()
+        nursery: trio.Nursery,
+        name: str,
+        module: str,
+        environment: Mapping[str, str],
+        arguments: Sequence[str] = (),
+        inherited: Sequence[int] = (),
     ) -> ChildProcess:
-        """Start it; its watcher lives in `nursery`, whose cancellation kills the child.
+        """Start it; its watcher lives in `nursery`, whose cancellation kills the child. `inherited`: descriptors that
+        it keeps open, whatever it does.
 
         Raises ConfigError on systems that cannot pass descriptors: without them no child can have its socket pair.
         """
@@ -78,7 +84,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *inherited],
                 env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
             )
         except BaseException:

@@ -200,6 +200,14 @@ def test_what_gives_way_tells_only_those_who_do_not_load_its_successor() -> None
     assert run.state is State.ENDED
 
 
+def test_a_failed_probe_ends_the_run_before_anybody_commits_and_is_told_as_what_it_is() -> None:
+    run = run_in(State.CONNECTING)
+    orders = run.head_failed("token 1 comes of one chunk, token 2 of two", "probe_failed")
+    assert [order.reason for order in orders if isinstance(order, Ended)] == ["probe_failed"]
+    assert {order.node for order in orders if isinstance(order, Order)} == {A, B}
+    assert not messages(orders, Commit)
+
+
 @pytest.mark.parametrize("how", ["failed", "lost", "head", "lease"])
 def test_a_run_that_serves_breaks_and_keeps_its_slices_for_a_while(how: str) -> None:
     run = run_in(State.SERVING)

@@ -8,7 +8,7 @@ from meshnode.core.coordination.run import State
 from meshnode.core.membership.announcement import Speed
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.deployments import KEEP_S, LOOK_S, Deployment
+from meshnode.core.node.deployments import KEEP_S, LOOK_S, SPARE_S, Deployment
 from meshnode.core.planning.hysteresis import LASTING_S
 from meshnode.errors import StaleFence
 from meshnode.wire.fence import Fence
@@ -148,6 +148,7 @@ def test_a_failure_at_each_step_at_each_participant_leaves_what_serves(step: str
     for name in ("b", "c"):
         world.nodes[name].me = world.nodes[name].me.__class__(name, "member", (f"{name}:1",), 700_000_000, 1)
         world.hand(name, on.CacheChanged({}))
+    world.run(2)  # everybody heard of it
     struck = False
 
     def strike(name: str, effect: do.Effect) -> bool:
@@ -183,6 +184,20 @@ def test_a_failure_at_each_step_at_each_participant_leaves_what_serves(step: str
         world.run(60)
         assert serves(world).term > first.term
         assert used(world) == {"b", "c"}
+
+
+@pytest.mark.parametrize("asked_at", ["a", "b"])
+def test_whoever_wants_to_switch_a_machine_off_does_not_wait_for_the_next_look(asked_at: str) -> None:
+    """Also where the coordinator itself is the one, of which no announcement comes in."""
+    world = roomy(*NODES, memory_mb=1300)
+    world.serve("a")
+    world.run(LOOK_S + 2)
+    first = serves(world)
+    world.hand("a", on.LinkOpened(name_to_id("b")))  # something was looked at just now
+    world.run(0.5)
+    world.hand(asked_at, on.DrainWanted(name_to_id("a")))
+    world.run(SPARE_S + 1)
+    assert serves(world) != first
 
 
 def test_a_node_that_is_to_leave_is_spared_first() -> None:

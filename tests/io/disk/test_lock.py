@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshnode.errors import ConfigError
-from meshnode.io.disk.lock import DirectoryLock, turn
+from meshnode.io.disk.lock import DirectoryLock, is_shared, share, turn
 
 HOLD = """
 import sys
@@ -58,3 +58,27 @@ with turn("test-turns"):
         assert process.stdout.readline() == "asks\n"
         assert process.poll() is None
     assert process.communicate(timeout=60)[0] == "has it\n"
+
+
+def test_a_child_holds_the_share_it_inherited_until_it_ends_and_does_nothing_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "stages.lock"
+    assert not is_shared(path)
+    children = []
+    for _ in range(2):
+        with share(path) as held:
+            command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+            children.append(subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[held]))
+            assert is_shared(path)
+    for child in children:
+        assert is_shared(path)
+        child.kill()
+        child.communicate()
+    assert not is_shared(path)
+
+
+def test_a_lock_that_cannot_be_opened_is_told_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "stages.lock"
+    with pytest.raises(ConfigError, match=r"stages\.lock"), share(path):
+        raise AssertionError("it was opened")
+    with pytest.raises(ConfigError, match=r"stages\.lock"):
+        is_shared(path)

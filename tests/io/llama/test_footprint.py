@@ -1,11 +1,14 @@
 """What the planner is told equals what llama.cpp takes."""
 
+import msgspec
 import pytest
 
 from meshnode.core.planning.footprint import kv_bytes
 from meshnode.errors import ModelError
 from meshnode.io.llama.engine import EngineOptions, SliceEngine
-from meshnode.io.llama.footprint import read_footprint
+from meshnode.io.llama.footprint import footprint_of_parts, read_footprint
+from meshnode.io.llama.gguf_file import open_model
+from meshnode.io.llama.manifest import build_manifest, metadata_bytes
 from tests.factory import build
 
 CONTEXT, LANES = 2048, 4
@@ -81,3 +84,14 @@ def test_a_token_reads_the_experts_that_it_is_sent_to_and_everything_else_of_a_l
     assert mixture.weight_bytes / 2 < mixture.read_bytes < mixture.weight_bytes  # two of four, and attention
     plain = read_footprint(build(tmp_path / "p.gguf", layers=2)).layers[0]
     assert plain.read_bytes == plain.weight_bytes
+
+
+@pytest.mark.parametrize("arch", [*FAMILIES, "qwen3moe"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_who_has_only_metadata_and_manifest_counts_as_who_has_the_file(arch, tied, tmp_path):
+    path = build(tmp_path / "m.gguf", arch, layers=4, tied=tied) if arch != "lfm2" else families_model(arch, tmp_path)
+    opened = open_model(path)
+    metadata = tmp_path / "metadata.gguf"
+    metadata.write_bytes(metadata_bytes(opened))
+    found = footprint_of_parts(metadata, build_manifest(opened), "d" * 64)
+    assert msgspec.structs.replace(found, name="m") == read_footprint(path, "d" * 64)

@@ -1,0 +1,57 @@
+"""`bench cutover`: which pauses it counts where, and one hand-over of real processes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from meshnode.app.bench import cutover
+from meshnode.app.bench.cutover import CutoverOptions, _pauses, _report, print_cutover, run_cutover
+from meshnode.demo import MODEL
+from meshnode.errors import ConfigError
+
+
+@pytest.mark.parametrize("options", [{"streams": 0}, {"streams": 5}, {"threads": 0}])
+def test_a_measurement_that_cannot_be_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        CutoverOptions(**options)
+
+
+def test_a_pause_that_begins_or_ends_within_the_hand_over_belongs_to_it() -> None:
+    even = [(at / 100, 0.01) for at in range(100)]
+    before, across, within, after = (1.5, 0.03), (2.05, 0.1), (2.5, 0.2), (3.5, 0.04)
+    found = _pauses([*even, before, across, within, after], drained=2.0, serving=3.0)
+    assert (found.tokens, found.median_ms) == (104, 10.0)
+    assert (found.outside_ms, found.outside_ratio) == (40.0, 4.0)
+    assert (found.during_ms, found.during_ratio) == (200.0, 20.0)
+
+
+def test_nothing_that_streamed_is_not_within_the_bar() -> None:
+    assert _pauses([], 1.0, 2.0).tokens == 0
+
+    class Silent:
+        errors: tuple[str, ...] = ()
+        finished = 0
+        gaps: tuple[tuple[float, float], ...] = ()
+
+    assert not _report([Silent()], 1.0, 2.0, 3.0).within  # type: ignore[list-item]
+
+
+@pytest.mark.e2e
+@pytest.mark.native
+def test_a_hand_over_ends_no_stream_and_is_told_with_its_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutover, "_QUIET_S", 0.5)
+    report = run_cutover(CutoverOptions(model=MODEL, streams=2))
+    assert report.errors == ()
+    assert len(report.streams) == 2
+    assert report.finished >= 2
+    assert 0 < report.serving_s < report.gone_s
+    for stream in report.streams:
+        assert stream.tokens > 500
+        assert 0 < stream.median_ms <= stream.usual_ms
+        assert stream.during_ms > 0
+    text = io.StringIO()
+    print_cutover(report, Console(file=text, width=140))
+    assert "0 errors" in text.getvalue()

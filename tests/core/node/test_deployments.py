@@ -1,0 +1,76 @@
+"""In whose place the next run of a deployment comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnode.core.coordination.run import State
+from meshnode.core.node.deployments import Deployment, Place
+from meshnode.core.planning import Inventory, NodeInventory, Plan, make_plan
+from tests.core.coordination.claims import A, B, C
+from tests.core.planning.models import MB, RESERVE, demand, footprint
+
+ROOM = RESERVE + 2000 * MB
+
+
+def machines(*excluded: str) -> Inventory:
+    """a is being drained; b and c may take its work, but for those that may not."""
+    reasons = {A: "draining"} | dict.fromkeys(excluded, "draining")
+    return Inventory(tuple(NodeInventory(node, node[:1], ROOM, excluded=reasons.get(node, "")) for node in (A, B, C)))
+
+
+def plan_for(inventory: Inventory) -> Plan:
+    found = make_plan(demand(author=A, context=256), footprint(), inventory)
+    assert isinstance(found, Plan)
+    return found
+
+
+def draw(count: int) -> bytes:
+    return bytes(count)
+
+
+def served_by_a(wanted: Deployment) -> None:
+    """A first run, on a alone."""
+    everybody = Inventory(tuple(NodeInventory(node, node[:1], ROOM) for node in (A,)))
+    assert wanted.due(0.0)
+    wanted.view(everybody, 0.0)
+    run = wanted.planned(wanted.serial, plan_for(everybody), draw, 0.0)
+    assert run is not None
+    run.state = State.SERVING
+    wanted.served(0.0)
+
+
+@pytest.mark.parametrize(("place", "asked"), [(Place.BESIDE, machines()), (Place.INSTEAD, machines())])
+def test_a_run_on_other_machines_takes_nobodys_place_whatever_memory_was_counted(
+    place: Place, asked: Inventory
+) -> None:
+    """The memory that seemed to be taken there was that of an attempt which has ended since: the present run need not
+    end before the new one serves."""
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    served_by_a(wanted)
+    wanted.place = place
+    wanted.plan_at = 1.0
+    assert wanted.due(1.0)
+    wanted.view(asked, 1.0)
+    run = wanted.planned(wanted.serial, plan_for(asked), draw, 1.0)
+    assert run is not None
+    assert {stage.node for stage in run.claim.stages} <= {B, C}
+    assert run.claim.releases is None
+    assert not run.drain_first
+
+
+def test_a_run_that_shares_a_machine_with_the_present_one_comes_in_its_place() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    served_by_a(wanted)
+    present = wanted.current
+    assert present is not None
+    half = RESERVE + 600 * MB
+    split = plan_for(Inventory((NodeInventory(A, "a", half), NodeInventory(B, "b", half))))
+    wanted.place, wanted.plan_at = Place.INSTEAD, 1.0
+    assert wanted.due(1.0)
+    wanted.view(machines(C), 1.0)  # a is to be spared, so any plan is taken
+    run = wanted.planned(wanted.serial, split, draw, 1.0)
+    assert run is not None
+    assert {stage.node for stage in run.claim.stages} == {A, B}
+    assert run.claim.releases == present.fence
+    assert run.drain_first
