@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from meshnode.core.membership.announcement import BODY_BYTES, SPEEDS, WAYS, Body, Reserved, Served, Speed, Way
+from meshnode.core.membership.announcement import (
+    BODY_BYTES,
+    COORDINATED,
+    SPEEDS,
+    WAYS,
+    Body,
+    Reserved,
+    Served,
+    Speed,
+    Way,
+)
 from meshnode.core.node.deployments import Deployment
 from meshnode.identity.ids import NodeId
 from meshnode.wire.manifest import layer_name
@@ -41,7 +51,7 @@ def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
     found = []
     for deployment in deployments:
         run = deployment.current
-        if run is not None:
+        if run is not None and not deployment.leaving:
             claim, fence = run.claim, run.fence
             found.append(
                 Served(
@@ -54,6 +64,11 @@ def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
                 )
             )
     return tuple(found[:SERVED])
+
+
+def coordinates(deployments: Iterable[Deployment]) -> tuple[str, ...]:
+    """What this node cares for."""
+    return tuple(each.demand.deployment for each in deployments if not each.leaving)[:COORDINATED]
 
 
 def reserved(held: Mapping[str, int]) -> tuple[Reserved, ...]:

@@ -24,7 +24,7 @@ from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.hysteresis import LASTING_S, better
 from meshnode.core.planning.inventory import Inventory, NodeInventory
-from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.prediction import predicted
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.certificates import head_name, stage_name
@@ -51,7 +51,9 @@ KEEP_S = 10.0
 """Slices of a broken run wait so long to be taken over: a plan takes milliseconds, a refused claim a second or two."""
 CHUNK = 128
 """Rows of a prefill chunk: measured best of 64, 128, 512 over two stages (SERVING, prefill)."""
-BLAMELESS = frozenset({"participant_lost", "old_term", "stage_lost", "lease_lost", "held"})
+BLAMELESS = frozenset(
+    {"participant_lost", "old_term", "stage_lost", "lease_lost", "held", "bad_demand", "old_demand", "not_wanted"}
+)
 """Ends that say nothing against planning with the node again."""
 
 _PRESENT = frozenset({"", "draining", "failed"})
@@ -121,6 +123,15 @@ class Deployment:
     excluded: dict[NodeId, Exclusion] = field(default_factory=dict)
     looked_at: float = float("-inf")
     better_since: float | None = None
+    has_file: bool = True
+    """Whether the model's file is here; else its bytes are where nodes say so."""
+    inherited: Claim | None = None
+    """The run of a coordinator that is gone, as this node holds it: to be claimed as it is, for as long as all of its
+    stages are there."""
+    inherits: Fence | None = None
+    """That run, until one of this coordinator serves."""
+    leaving: bool = False
+    """Another coordinator serves it: nothing new is begun, what streams may end."""
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -180,7 +191,8 @@ class Deployment:
     def view(self, inventory: Inventory, now: float) -> Inventory:
         """The inventory as this deployment may use it."""
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
-        self.asked = Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
+        nodes = tuple(self._judged(node, now) for node in inventory.nodes)
+        self.asked = Inventory(nodes, inventory.links, inventory.head)
         return self.asked
 
     def knows(self, inventory: Inventory, now: float) -> bool:
@@ -211,7 +223,8 @@ class Deployment:
         return {} if self.asked is None else {node.node: node.excluded for node in self.asked.nodes}
 
     def _may_plan(self) -> bool:
-        return not self.planning and self.attempt is None and not (self.current is not None and self._draining())
+        idle = not self.planning and self.attempt is None and not self.leaving
+        return idle and not (self.current is not None and self._draining())
 
     def _judged(self, node: NodeInventory, now: float) -> NodeInventory:
         exclusion = self.excluded.get(node.node)
@@ -229,6 +242,7 @@ class Deployment:
         if self.current is not None:
             return self._compare(self.current, outcome, draw, now)
         broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
+        broken += [self.inherits] if self.inherits is not None else []
         if isinstance(outcome, Shortfall) and self.before is not None:
             members = self._members()
             there = all(members.get(node, "gone") in _PRESENT for node in self.before.nodes)
@@ -239,6 +253,16 @@ class Deployment:
             self.plan_at = min((x.until for x in self.excluded.values() if x.until > now), default=None)
             return None
         return self._attempt(outcome, max(broken, default=None), draw)
+
+    def inherit(self, inventory: Inventory, draw: Draw) -> Run | None:
+        """In place of a plan: the run of the coordinator before as it was, so that all of its slices stay loaded; None
+        where one of its nodes is not there, or it came to nothing before."""
+        claim, excluded = self.inherited, {node.node: node.excluded for node in inventory.nodes}
+        if claim is None or any(excluded.get(stage.node, "gone") for stage in claim.stages):
+            self.inherited = None
+            return None
+        self.planning = False
+        return self._attempt(plan_of(claim, self.demand), claim.fence, draw)
 
     def plan_failed(self, serial: int, message: str, now: float) -> None:
         """No plan and no shortfall either: try again later, and show why."""
@@ -287,6 +311,7 @@ class Deployment:
         if self.current is not None:
             self.former[self.current.fence] = self.current
         self.current, self.attempt, self.failures, self.before = self.attempt, None, 0, None
+        self.inherited = self.inherits = None
         self.plan_at = now + LOOK_S  # what changed meanwhile was not looked at
         return list(self.former.values())
 
@@ -295,6 +320,7 @@ class Deployment:
         self.term = max(self.term, end.promised)
         if run is self.attempt:
             self.attempt = None
+            self.inherited = self.inherited if end.reason in ("held", "old_term") else None
             self._failed(end, draw, now)
         elif run is self.current:
             self.current, self.better_since, self.note = None, None, end.message
@@ -370,6 +396,39 @@ def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, release
         options=options,
         stages=stages,
         releases=releases,
+    )
+
+
+def plan_of(claim: Claim, demand: Demand) -> Plan:
+    """The plan that `claim_of` makes `claim` of, as far as a claim tells it."""
+    stages = tuple(
+        StagePlan(
+            node=stage.node,
+            name="",
+            first=stage.first,
+            last=stage.last,
+            weight_bytes=stage.weight_bytes,
+            kv_bytes=stage.kv_bytes,
+            state_bytes=0,
+            embedding_bytes=0,
+            output_bytes=0,
+            reserve_bytes=stage.reserved_bytes - stage.weight_bytes - stage.kv_bytes,
+            usable_bytes=stage.reserved_bytes,
+        )
+        for stage in claim.stages
+    )
+    options = claim.options
+    return Plan(
+        deployment=demand.deployment,
+        demand_version=demand.version,
+        manifest_digest=claim.manifest_digest,
+        model=claim.model,
+        coordinator=claim.stages[0].node,
+        stages=stages,
+        context=options.context,
+        lanes=options.lanes,
+        kv_type=options.kv_type,
+        flash_attention=options.flash_attention,
     )
 
 

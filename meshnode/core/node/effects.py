@@ -52,6 +52,20 @@ class KeepRevocations:
 
 
 @dataclass(frozen=True)
+class KeepDemands:
+    """Write the demands durably before anything that follows in this list."""
+
+    demands: bytes
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Open what a head of this model needs, from this node's disk; answer with ModelOpened or ModelNotOpened."""
+
+    demand: Demand
+
+
+@dataclass(frozen=True)
 class MakePlan:
     """Plan off the loop; answer with Planned and the same serial."""
 
@@ -146,6 +160,8 @@ Effect = (
     | CloseLink
     | Persist
     | KeepRevocations
+    | KeepDemands
+    | OpenModel
     | MakePlan
     | PrepareStage
     | ConnectStages

@@ -66,9 +66,27 @@ class Demanded:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """The model is no longer wanted."""
+    """The model is no longer wanted, by anybody."""
 
     deployment: str
+    created: int = 0
+    """Unix seconds, for forgetting it one day."""
+
+
+@dataclass(frozen=True)
+class ModelOpened:
+    """An `OpenModel` effect came back: this node can take requests for the model."""
+
+    deployment: str
+    footprint: ModelFootprint
+
+
+@dataclass(frozen=True)
+class ModelNotOpened:
+    """An `OpenModel` effect came to nothing."""
+
+    deployment: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +189,8 @@ Event = (
     | Revoked
     | Demanded
     | Withdrawn
+    | ModelOpened
+    | ModelNotOpened
     | Planned
     | PlanFailed
     | StageReported

@@ -29,6 +29,7 @@ from meshnode.core.planning.lattice import Lattice, Slices
 from meshnode.core.planning.pace import Pace, pace_of
 from meshnode.core.planning.participants import (
     Exclusion,
+    has_file,
     head_of,
     lost_layers,
     missing_bytes,
@@ -92,7 +93,7 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
         wanted,
         left,
         (*busy, *excluded),
-        Room(room, lost, (len(placements), count), round_trips(demand.author, inventory)),
+        Room(room, lost, (len(placements), count), round_trips(inventory.head or demand.author, inventory)),
     )
 
 
@@ -166,7 +167,7 @@ class Search:
             pace = pace_of(self._footprint, target, self.kv_type, nodes, (self._head, self.inventory.links))
             for lanes in self._lanes:
                 fit = self._fit(target, lanes)
-                choice = Chooser(self._footprint, fit, pace, self.demand.author).choose()
+                choice = Chooser(self._footprint, fit, pace, has_file(self.demand, self.inventory)).choose()
                 if choice is not None:
                     found = choice.found
                     return self._widened(Placement(found.order, found.ends, target, lanes, choice, pace))
