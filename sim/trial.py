@@ -132,6 +132,7 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     _expect(world, setting, "invite", CONVERGE_S, world.invites.open)
     _expect(world, setting, "rosters differ", CONVERGE_S, world.checks.differences)
     _expect(world, setting, "orphans", ORPHANS_S, world.checks.obedience.orphans)
+    _expect(world, setting, "two holders", SERVE_S, lambda: _shared(world))
     if not setting.aim:
         _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world, alone_at))
     world.agenda.run(setting.until)
@@ -181,16 +182,34 @@ def _expect(world: World, setting: Setting, rule: str, bound: float, defects: De
 
 
 def _wanted(world: World) -> bool:
-    return any(machine.mediator and machine.mediator.deployments for machine in world.members())
+    return bool(world.wanted())
+
+
+def _holders(world: World, deployment: str) -> list[str]:
+    """Machines that care for it."""
+    running = [machine for machine in world.members() if machine.mediator is not None]
+    return [m.name for m in running if m.mediator is not None and deployment in m.mediator.coordinator.cared_for()]
+
+
+def _shared(world: World) -> list[str]:
+    """Demands that more than one cares for."""
+    held = {key: _holders(world, key) for key in world.wanted()}
+    return [f"{key} is coordinated by {', '.join(names)}" for key, names in held.items() if len(names) > 1]
 
 
 def _unserved(world: World, since: float) -> list[str]:
     if _wanted(world) and world.requests.answered_at < since:
         return ["nobody got an answer"]
-    return [
-        f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
-        for machine in world.members()
-        if machine.mediator is not None
-        for deployment in machine.mediator.deployments.values()
-        if deployment.run is None or deployment.run.state is not State.SERVING
-    ]
+    alone = [f"{key}: nobody coordinates it" for key in world.wanted() if not _holders(world, key)]
+    back = [f"{key} was unloaded, and is wanted again" for key in world.wanted() if key in world.unloaded]
+    return (
+        alone
+        + back
+        + [
+            f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
+            for machine in world.members()
+            if machine.mediator is not None
+            for deployment in machine.mediator.deployments.values()
+            if deployment.run is None or deployment.run.state is not State.SERVING
+        ]
+    )

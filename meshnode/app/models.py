@@ -23,12 +23,13 @@ from meshnode.app.shelf import ServableModel, Shelf, model_name
 from meshnode.core.membership.announcement import Body
 from meshnode.core.node.events import Demanded, Event, Withdrawn
 from meshnode.core.node.mediator import Mediator
-from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
+from meshnode.core.planning.demand import check_demand, resolve_kv_type
 from meshnode.errors import ConfigError, MeshError
 from meshnode.identity.ids import NodeId, is_id
 from meshnode.io.llama.footprint import footprint_of
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer
+from meshnode.wire.demand import Demand, DeploymentId
 
 log = logging.getLogger("meshnode.node")
 

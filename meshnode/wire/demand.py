@@ -44,5 +44,5 @@ class Demand(msgspec.Struct, frozen=True, omit_defaults=True):
     replicas: int = 0
     """Pipelines of this model, on nodes of their own each; 0: one."""
     created: int = 0
-    """Unix seconds at which it was asked for or, with `removed`, given up: for people and for forgetting, decides nothing
-    between two versions."""
+    """Unix seconds at which it was asked for or, with `removed`, given up: for people and for forgetting; decides
+    nothing between two versions."""

@@ -1,7 +1,7 @@
 """The demands known here: what shall be served, also while nobody serves it, and what shall not be any more.
 
-Invariant: merging is commutative, associative and idempotent: of one deployment the highest (version, author, id) counts,
-whoever brings it, so that what was removed comes back only by a later version; and whatever others say, it stays bounded.
+Invariant: merging is commutative, associative and idempotent: of one deployment the highest (version, author, id)
+counts, whoever brings it, so that what was removed comes back only by a later version; and it stays bounded.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import msgspec
 
 from meshnode.core.membership.announcement import (
     BODY_BYTES,
-    COORDINATED,
     SPEEDS,
     WAYS,
     Body,
@@ -64,11 +63,6 @@ def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
                 )
             )
     return tuple(found[:SERVED])
-
-
-def coordinates(deployments: Iterable[Deployment]) -> tuple[str, ...]:
-    """What this node cares for."""
-    return tuple(each.demand.deployment for each in deployments if not each.leaving)[:COORDINATED]
 
 
 def reserved(held: Mapping[str, int]) -> tuple[Reserved, ...]:

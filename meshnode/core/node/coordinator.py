@@ -80,6 +80,10 @@ class Coordinator:
                 return deployment, run
         return None
 
+    def cared_for(self) -> list[str]:
+        """The deployments that are not about to be given up."""
+        return [key for key, deployment in self.deployments.items() if not deployment.leaving]
+
     def deadline(self) -> float | None:
         """When `settle` has something to do."""
         times: list[float | None] = []

@@ -20,7 +20,6 @@ import msgspec
 from meshnode.core.coordination.orders import Ended, Hops
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.coordination.run import Run, State
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.hysteresis import LASTING_S, better
 from meshnode.core.planning.inventory import Inventory, NodeInventory
@@ -29,6 +28,7 @@ from meshnode.core.planning.prediction import predicted
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.certificates import head_name, stage_name
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence, Term, run_id
 from meshnode.wire.messages import Claim, ClaimedStage, RunOptions
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.core.coordination.orders import Hops
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Claim, Prepare
 

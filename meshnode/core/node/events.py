@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.core.membership.announcement import Speed, Way
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke
 

@@ -15,7 +15,7 @@ import msgspec
 from meshnode.core.coordination.ledger import Ledger
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.membership import orders as member
-from meshnode.core.membership.announcement import Authority, Body, Speed, Way
+from meshnode.core.membership.announcement import COORDINATED, Authority, Body, Speed, Way
 from meshnode.core.membership.gossip import SMALL
 from meshnode.core.membership.membership import Membership
 from meshnode.core.membership.rules import RULES, Rules
@@ -68,6 +68,9 @@ class NodeRules:
 
 Found = on.CacheChanged | on.AddressesChanged | on.CertificateRenewed | on.Measured
 """What a node finds out about itself."""
+
+Asked = on.Demanded | on.Withdrawn | on.ModelOpened | on.ModelNotOpened
+"""What concerns a demand."""
 
 NODE_RULES = NodeRules()
 """Those of a node: all of them."""
@@ -154,15 +157,8 @@ class Mediator:
                 self._received(event.peer, event.message, now)
             case on.Revoked():
                 self.membership.revoke(self.node, event.record, now)
-            case on.Demanded():
-                self._demanded(event, now)
-            case on.Withdrawn():
-                self.register.remove(event.deployment, event.created, now)
-                self.coordinator.withdraw(event.deployment, "withdrawn", now)
-            case on.ModelOpened():
-                self.successor.opened(event, now)
-            case on.ModelNotOpened():
-                self.successor.not_opened(event, now)
+            case on.Demanded() | on.Withdrawn() | on.ModelOpened() | on.ModelNotOpened():
+                self._asked(event, now)
             case on.Planned() | on.PlanFailed():
                 self.coordinator.planned(event, now)
             case on.StageReported():
@@ -177,6 +173,21 @@ class Mediator:
                 self._stop(now)
             case on.TimePassed():
                 pass
+
+    def _asked(self, event: Asked, now: float) -> None:
+        """What somebody wants, or wants no more, and what this node could do for it."""
+        match event:
+            case on.Demanded():
+                self._demanded(event, now)
+            case on.Withdrawn():
+                self.register.remove(event.deployment, event.created, now)
+                self.coordinator.withdraw(event.deployment, "withdrawn", now)
+            case on.ModelOpened():
+                self.successor.opened(event, now)
+            case on.ModelNotOpened():
+                self.successor.not_opened(event, now)
+            case _:
+                assert_never(event)
 
     def _demanded(self, event: on.Demanded, now: float) -> None:
         """A new demand, or one that was known before and that somebody else may care for by now."""
@@ -356,7 +367,7 @@ class Mediator:
             speeds=announcing.speeds(self.speeds),
             ways=announcing.ways(self.ways),
             draining=self.draining,
-            coordinates=() if self.stopping else announcing.coordinates(self.deployments.values()),
+            coordinates=() if self.stopping else tuple(self.coordinator.cared_for()[:COORDINATED]),
         )
         return announcing.fitting(body)
 

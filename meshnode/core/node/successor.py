@@ -3,7 +3,7 @@
     no word of its coordinator for 2 s + rank x 300 ms + jitter -> its model is opened here -> claimed
 
 Invariants: a node claims what another coordinated only on its own evidence that that one is gone; of several that care
-for one demand all but one give it up; a demand that is wanted is opened here again and again until somebody cares for it.
+for one demand all but one give it up; a demand that is wanted is tried again until somebody cares for it.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from __future__ import annotations
 from meshnode.core.planning.cuts import pinned_cuts
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.errors import ConfigError, ModelError
-from meshnode.wire.demand import Demand as Demand
-from meshnode.wire.demand import DeploymentId as DeploymentId
+from meshnode.wire.demand import Demand
 from meshnode.wire.limits import LANES
 
 DEFAULT_LANES = 4

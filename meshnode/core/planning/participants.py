@@ -7,10 +7,10 @@ from itertools import accumulate
 import msgspec
 
 from meshnode.core.planning.context import STAGE_RESERVE_BYTES
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, layer_name
 
 REASONS = {

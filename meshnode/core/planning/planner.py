@@ -21,7 +21,7 @@ from meshnode.core.planning.context import (
     layer_kv_bytes,
 )
 from meshnode.core.planning.cuts import Cuts, cuts_of, pinned_cuts
-from meshnode.core.planning.demand import DEFAULT_LANES, Demand, check_demand, resolve_kv_type
+from meshnode.core.planning.demand import DEFAULT_LANES, check_demand, resolve_kv_type
 from meshnode.core.planning.fit import ORDERS_ADVISED, Fit
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
@@ -40,6 +40,7 @@ from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.prediction import prediction_of
 from meshnode.core.planning.shortfall import Found as Room
 from meshnode.core.planning.shortfall import Shortfall, Wanted, explain
+from meshnode.wire.demand import Demand
 
 WIDENING_PERCENT = 5
 """So much slower a token may become for more context than the target: between equally fast nodes layers move freely

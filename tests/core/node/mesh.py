@@ -21,12 +21,12 @@ from meshnode.core.node.mediator import Mediator, NodeRules, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning import Demand, make_plan
-from meshnode.core.planning.demand import DeploymentId
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.revocation import RevocationList
+from meshnode.wire.demand import DeploymentId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke, decode, encode
 
