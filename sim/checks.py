@@ -85,6 +85,8 @@ class Checks:
         """Keys that got a certificate, by invite."""
         self.noticed: set[NodeId] = set()
         """Nodes of which everybody knows that their key runs twice."""
+        self.linked_at: dict[NodeId, float] = {}
+        """Since when a copy and its original both have links."""
         self.applied = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
@@ -258,22 +260,32 @@ class Checks:
                     found.append(f"{machine.name} takes {other.name} for gone")
         return found
 
-    def unnoticed(self) -> list[str]:
-        """Who does not know yet of a key that runs on two machines, both of them linked to somebody.
+    def unnoticed(self, within_s: float) -> list[str]:
+        """Who does not know yet of a key that runs on two machines, `within_s` after both were linked to somebody.
 
         Either may stay outside: whoever has a link to the one that it dialed itself refuses the other.
         """
         found: list[str] = []
-        linked = [copy for copy in self.world.copies if copy.links and self.world.machines[copy.node].links]
-        for copy in linked:
-            for machine in self.world.running():
-                assert machine.mediator is not None
-                membership = machine.mediator.membership
-                if machine.node == copy.node:
-                    if not membership.voice.alarm:
-                        found.append(f"{machine.name} has not noticed that its key runs twice")
-                elif copy.node not in membership.roster.conflicts:
-                    found.append(f"{machine.name} has not heard that the key of {copy.name} runs twice")
-        if not found:
-            self.noticed = {copy.node for copy in linked}
+        for copy in self.world.copies:
+            if not (copy.links and self.world.machines[copy.node].links):
+                self.linked_at.pop(copy.at, None)
+                continue
+            since = self.linked_at.setdefault(copy.at, self.world.now)
+            unaware = self._unaware(copy)
+            if not unaware:
+                self.noticed.add(copy.node)
+            elif self.world.now >= since + within_s:
+                found += unaware
+        return found
+
+    def _unaware(self, copy: Machine) -> list[str]:
+        found: list[str] = []
+        for machine in self.world.running():
+            assert machine.mediator is not None
+            membership = machine.mediator.membership
+            if machine.node == copy.node:
+                if not membership.voice.alarm:
+                    found.append(f"{machine.name} has not noticed that its key runs twice")
+            elif copy.node not in membership.roster.conflicts:
+                found.append(f"{machine.name} has not heard that the key of {copy.name} runs twice")
         return found

@@ -79,6 +79,8 @@ class Faults:
             machine.disk.write_s, machine.disk.full = DISK_S, False
             machine.clock.calendar_step_s = 0.0
             machine.resume()
+            if machine.mediator is not None and machine.mediator.stopping:
+                machine.crash(power=False)
             if machine.mediator is None:
                 machine.start()
             machine.hand(on.DrainWanted(machine.node, draining=False))

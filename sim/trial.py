@@ -23,9 +23,9 @@ ORPHANS_S = 20.0
 """After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
-NOTICE_S = CONVERGE_S
-"""After the heal until everybody knows of a key that runs twice: a word like any other, and one of the two may have to
-be dialed anew."""
+NOTICE_S = 15.0
+"""From when both machines of a copied key have links until everybody knows: an announcement, its answer, two rounds of
+anti-entropy."""
 WARY_S = 5.0
 """So long nobody may plan with it, before a person switches the copy off."""
 JOIN_S = 1.0
@@ -124,8 +124,9 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     world.agenda.run(healed_at)
     faults.heal()
     if world.copies:
-        _expect(world, setting, "copied", NOTICE_S, world.checks.unnoticed)
-        world.agenda.run(min(setting.until, world.now + NOTICE_S + WARY_S))
+        copies_until = world.now + NOTICE_S + WARY_S
+        _watch_copies(world, copies_until)
+        world.agenda.run(min(setting.until, copies_until))
         faults.remove_copies()
     alone_at = world.now
     world.agenda.after(0.0, lambda: world.serve(served) if not _wanted(world) else None)
@@ -181,6 +182,19 @@ def _expect(world: World, setting: Setting, rule: str, bound: float, defects: De
         poll()
 
 
+def _watch_copies(world: World, until: float) -> None:
+    """Until a person switches them off, whoever is copied in sight of others is noticed."""
+
+    def poll() -> None:
+        late = world.checks.unnoticed(NOTICE_S)
+        if late:
+            world.checks.fail("copied", f"{len(late)} after {NOTICE_S:g} s with links, first: {late[0]}")
+        if world.copies and world.now < until:
+            world.agenda.after(POLL_S, poll)
+
+    poll()
+
+
 def _wanted(world: World) -> bool:
     return bool(world.wanted())
 
@@ -200,16 +214,15 @@ def _shared(world: World) -> list[str]:
 def _unserved(world: World, since: float) -> list[str]:
     if _wanted(world) and world.requests.answered_at < since:
         return ["nobody got an answer"]
-    alone = [f"{key}: nobody coordinates it" for key in world.wanted() if not _holders(world, key)]
-    back = [f"{key} was unloaded, and is wanted again" for key in world.wanted() if key in world.unloaded]
-    return (
-        alone
-        + back
-        + [
-            f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
-            for machine in world.members()
-            if machine.mediator is not None
-            for deployment in machine.mediator.deployments.values()
-            if deployment.run is None or deployment.run.state is not State.SERVING
-        ]
-    )
+    wanted, serving = world.wanted(), _serving(world)
+    alone = [f"{key}: nobody coordinates it" for key in wanted if not _holders(world, key)]
+    if not alone and serving >= len(world.members()) // MACHINES:
+        return []  # the others have to wait for memory
+    waiting = [
+        f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
+        for machine in world.members()
+        if machine.mediator is not None
+        for deployment in machine.mediator.deployments.values()
+        if deployment.run is None or deployment.run.state is not State.SERVING
+    ]
+    return alone + waiting

@@ -13,7 +13,7 @@ import trio
 from meshnode.core.node.events import AddressesChanged, PeerFound
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.io.mdns import MOST_HOSTS, PREFIX_CHARACTERS, Hint, open_mdns
-from meshnode.io.transport.addresses import is_lan_host, join_address, split_address
+from meshnode.io.transport.addresses import is_lan_host, is_loopback, join_address, split_address
 from meshnode.wire.preface import PROTOCOL
 
 log = logging.getLogger("meshnode.lan")
@@ -39,6 +39,14 @@ async def follow(addresses: Callable[[], tuple[str, ...]], post: Callable[[Addre
             known = found
             log.info("this machine is at %s now", ", ".join(found))
             await post(AddressesChanged(found))
+
+
+def alone(addresses: tuple[str, ...], *, wan: bool) -> tuple[str, ...]:
+    """A warning where others have no way to this machine, for people."""
+    if not all(map(is_loopback, addresses)):
+        return ()
+    way = "name its address with --advertise" if wan else "if its address is a public one, allow that with --wan"
+    return (f"no other machine can reach this one: connect it to your network, or {way}",)
 
 
 class Lan:

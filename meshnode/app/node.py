@@ -33,7 +33,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Serve
 from meshnode.app.issuing import Issuing
 from meshnode.app.joining import become_member, dialable
-from meshnode.app.lan import Lan, follow
+from meshnode.app.lan import Lan, alone, follow
 from meshnode.app.measuring import Machine, Measuring
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.model_routes import ModelRoutes
@@ -207,7 +207,7 @@ class Node:
             unhealthy=tuple(filter(None, (self.pulse.sick, self.runtime.sick))),
             stages=stages,
             counters=counters,
-            warnings=(*frozen.warnings, *self.issuing.warnings()),
+            warnings=(*frozen.warnings, *self.issuing.warnings(), *self._alone()),
         )
 
     # --- wiring -----------------------------------------------------------------------------------------------
@@ -285,6 +285,10 @@ class Node:
         if settings.listen in ANY_ADDRESS:
             return local_addresses(self.mesh_port, wan=settings.wan)
         return (join_address(settings.listen, self.mesh_port),)
+
+    def _alone(self) -> tuple[str, ...]:
+        meant = self.settings.listen not in ANY_ADDRESS
+        return () if meant else alone(self.mediator.me.addresses, wan=self.settings.wan)
 
     async def _tell_lan(self) -> None:
         """mDNS, begun anew when this node becomes an issuer: its hint says whether it admits."""

@@ -209,7 +209,7 @@ class Grant(Message, frozen=True):
 
 
 class Refuse(Message, frozen=True):
-    """No: `reason` is machine-readable, `promised` the highest term granted here, `free_bytes` what is left."""
+    """No: `reason` is machine-readable, `promised` the highest term granted here, `free_bytes` what it may have."""
 
     fence: Fence
     deployment: str

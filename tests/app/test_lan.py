@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshnode.app.lan import LOOK_S, Lan, addresses_of, browse, follow
+from meshnode.app.lan import LOOK_S, Lan, addresses_of, alone, browse, follow
 from meshnode.core.node.events import AddressesChanged, PeerFound
 from meshnode.identity.certificates import Role
 from meshnode.identity.ids import MeshId, NodeId
@@ -108,3 +108,11 @@ async def test_at_new_addresses_a_node_is_heard_of_anew(nursery: trio.Nursery) -
                 if hint.node == SELF[:PREFIX_CHARACTERS] and hint.port == 9999:
                     break
     nursery.cancel_scope.cancel()
+
+
+def test_a_machine_that_nobody_can_reach_is_told_what_to_do() -> None:
+    (warning,) = alone(("127.0.0.1:8420", "[::1]:8420"), wan=False)
+    assert "--wan" in warning
+    assert "--advertise" in alone(("127.0.0.1:8420",), wan=True)[0]
+    assert alone(("127.0.0.1:8420", "192.168.1.5:8420"), wan=False) == ()
+    assert alone(("example.org:8420",), wan=True) == ()

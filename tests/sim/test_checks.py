@@ -166,11 +166,11 @@ def test_a_key_on_two_machines_is_noticed_by_both_and_by_all_others() -> None:
     world, machines = settled(5)
     world.copy(machines[1]).start()
     world.agenda.run(11.0)
-    assert world.checks.unnoticed() != []
+    assert world.checks.unnoticed(0.0) != []
 
     world.agenda.run(30.0)
 
-    assert world.checks.unnoticed() == []
+    assert world.checks.unnoticed(0.0) == []
     assert world.checks.noticed == {machines[1].node}
 
 
@@ -181,4 +181,4 @@ def test_nodes_that_do_not_mind_another_voice_with_their_key_are_found(monkeypat
 
     world.agenda.run(40.0)
 
-    assert world.checks.unnoticed() != []
+    assert world.checks.unnoticed(0.0) != []

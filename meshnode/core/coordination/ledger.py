@@ -108,8 +108,10 @@ class Ledger:
         run.states = {stage.stage: "claimed" for stage in run.own(self.node)}
         booked = self._booked({**kept, claim.fence: run})
         if self.rules.ledger and (booked > self.capacity or len(kept) >= RUNS_HELD):
-            needed, free = run.booked(self.node), max(0, self.capacity - self._booked(kept))
-            return self.refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here"), []
+            needed = run.booked(self.node)
+            free = max(0, self.capacity - (booked - needed))
+            refusal = self.refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here")
+            return msgspec.structs.replace(refusal, free_bytes=free), []
         self.held = {**kept, claim.fence: run}
         self._word(claim.deployment).promised = claim.fence.term
         return Grant(claim.fence, claim.deployment), superseded

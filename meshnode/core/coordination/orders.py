@@ -84,6 +84,8 @@ class Ended:
     promised: int = 0
     served: bool = False
     """Whether it had come as far as serving."""
+    room: int | None = None
+    """Bytes that the participant said it has, where it refused for want of room."""
 
 
 RunOrder = Order | OpenHead | ServeHead | DrainHead | CloseHead | Decide | FetchedAll | Drained | Served | Ended

@@ -15,7 +15,7 @@ end of its lease; nothing is ordered later than ACT_S after the oldest renewal t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
 
@@ -161,7 +161,9 @@ class Run:
             case Refuse():
                 # A claim may jump no further than TERM_JUMP: a liar must not drive the terms where nobody follows.
                 promised = min(message.promised, self.fence.term + TERM_JUMP - 1)
-                return self._lose(_told(message.reason), _told(message.message), peer, promised)
+                orders = self._lose(_told(message.reason), _told(message.message), peer, promised)
+                room = message.free_bytes if message.reason == "no_room" else None
+                return [replace(o, room=room) if isinstance(o, Ended) else o for o in orders]
             case Renewed():
                 return self._renewed(peer, message)
             case Committed():

@@ -237,7 +237,8 @@ class Membership:
                 self._orders.append(order.Lost(author, f"{before.body.name} was restarted"))
         self._refuted(author)
         self.digest.add(entry.record)
-        self.gossip.spread(entry.identity, self.standing.size, {peer, author}, now)
+        # Who heard it from others names it to its author too: that is how two machines with one key meet.
+        self.gossip.spread(entry.identity, self.standing.size, {peer}, now)
         self.hints.pop(author, None)
         if entry.left:
             self._gone(author, "the node left")

@@ -13,7 +13,7 @@ from typing import assert_never
 import msgspec
 
 from meshnode.core.coordination import orders as order_of
-from meshnode.core.coordination.ledger import Ledger, Report
+from meshnode.core.coordination.ledger import TERM_JUMP, Ledger, Report
 from meshnode.core.coordination.orders import RunOrder
 from meshnode.core.coordination.run import Run, State
 from meshnode.core.membership.membership import Membership
@@ -186,7 +186,12 @@ class Coordinator:
         if found is not None:
             deployment, run = found
             self._obey(deployment, run, run.received(peer, message, now), now)
-        elif not isinstance(message, Refuse | Renewed):
+        elif isinstance(message, Refuse):
+            # A run ends with its first refusal; the others still say from which term on a claim is heard.
+            known = self.deployments.get(message.deployment)
+            if known is not None:
+                known.term = max(known.term, min(message.promised, known.term + TERM_JUMP - 1))
+        elif not isinstance(message, Renewed):
             self._out.send(peer, Abort(message.fence, "unknown"))
 
     def head_reported(self, event: on.HeadOpened | on.HeadFailed | on.HeadDrained, now: float) -> None:

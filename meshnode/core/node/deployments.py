@@ -41,6 +41,9 @@ SPARE_S = 1.0
 RETRY_MIN_S = 0.5
 RETRY_MAX_S = 16.0
 """A random time of 0.5 to 1 s, doubled up to this: two coordinators that refuse each other do not do so for ever."""
+LEARNED = frozenset({"old_term", "held"})
+LEARNED_S = 2.0
+"""At most, after a refusal that says what to wait for: another term, or the silence of a holder that is gone."""
 EXCLUDE_S = 30.0
 EXCLUDE_MAX_S = 600.0
 DRAIN_S = 600.0
@@ -51,6 +54,9 @@ KEEP_S = 10.0
 """Slices of a broken run wait so long to be taken over: a plan takes milliseconds, a refused claim a second or two."""
 CHUNK = 128
 """Rows of a prefill chunk: measured best of 64, 128, 512 over two stages (SERVING, prefill)."""
+ROOM_S = 10.0
+"""A refusal's word on free memory stands against the announcement so long: two rounds of anti-entropy bring a newer
+one."""
 BLAMELESS = frozenset(
     {"participant_lost", "old_term", "stage_lost", "lease_lost", "held", "bad_demand", "old_demand", "not_wanted"}
 )
@@ -81,7 +87,7 @@ class Place(Enum):
 
 @dataclass
 class Exclusion:
-    """A node this coordinator does not plan with for a while."""
+    """A node this coordinator does not plan with for a while, unless there is no plan without it."""
 
     until: float
     reason: str
@@ -121,6 +127,12 @@ class Deployment:
     note: str = ""
     failures: int = 0
     excluded: dict[NodeId, Exclusion] = field(default_factory=dict)
+    rooms: dict[NodeId, tuple[float, int]] = field(default_factory=dict)
+    """What nodes that refused for want of room said they have, and until when that counts."""
+    short: bool = False
+    """The last plan was a shortfall: it waits for changes, not for a failure to be forgotten."""
+    lenient: bool = False
+    """The plan in the making may use excluded nodes: without them there is none."""
     looked_at: float = float("-inf")
     better_since: float | None = None
     has_file: bool = True
@@ -171,7 +183,7 @@ class Deployment:
             at = max(now + SETTLE_S, self.looked_at + (SPARE_S if urgent else LOOK_S))
             if self.plan_at is None or ((urgent or self.better_since is not None) and at < self.plan_at):
                 self.plan_at = at
-        elif self.plan_at is None or self.failures == 0:
+        elif self.plan_at is None or self.failures == 0 or self.short:
             self.plan_at = now + SETTLE_S
 
     def wake_at(self) -> float | None:
@@ -191,6 +203,7 @@ class Deployment:
     def view(self, inventory: Inventory, now: float) -> Inventory:
         """The inventory as this deployment may use it."""
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
+        self.rooms = {node: (until, room) for node, (until, room) in self.rooms.items() if now < until}
         nodes = tuple(self._judged(node, now) for node in inventory.nodes)
         self.asked = Inventory(nodes, inventory.links, inventory.head)
         return self.asked
@@ -227,8 +240,11 @@ class Deployment:
         return idle and not (self.current is not None and self._draining())
 
     def _judged(self, node: NodeInventory, now: float) -> NodeInventory:
+        if node.node in self.rooms:
+            room = min(node.usable_bytes, self.rooms[node.node][1])
+            node = msgspec.structs.replace(node, usable_bytes=room)
         exclusion = self.excluded.get(node.node)
-        if exclusion is None or now >= exclusion.until or node.excluded:
+        if exclusion is None or now >= exclusion.until or node.excluded or self.lenient:
             return node
         return msgspec.structs.replace(node, excluded="failed")
 
@@ -239,6 +255,7 @@ class Deployment:
         if not self.planning or serial != self.serial:
             return None
         self.planning = False
+        lenient, self.lenient = self.lenient, False
         if self.current is not None:
             return self._compare(self.current, outcome, draw, now)
         broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
@@ -247,10 +264,15 @@ class Deployment:
             members = self._members()
             there = all(members.get(node, "gone") in _PRESENT for node in self.before.nodes)
             outcome = self.before if there else outcome
+        self.short = isinstance(outcome, Shortfall)
         if isinstance(outcome, Shortfall):
             self.note = outcome.text()
+            if not lenient and "failed" in self._members().values():
+                self.lenient, self.plan_at = True, now
+                return None
             # Exclusions that ended are remembered for their count, and are no reason to plan again.
-            self.plan_at = min((x.until for x in self.excluded.values() if x.until > now), default=None)
+            ends = (*(x.until for x in self.excluded.values()), *(until for until, _ in self.rooms.values()))
+            self.plan_at = min((until for until in ends if until > now), default=None)
             return None
         return self._attempt(outcome, max(broken, default=None), draw)
 
@@ -321,7 +343,7 @@ class Deployment:
         if run is self.attempt:
             self.attempt = None
             self.inherited = self.inherited if end.reason in ("held", "old_term") else None
-            self._failed(end, draw, now)
+            self._failed(run, end, draw, now)
         elif run is self.current:
             self.current, self.better_since, self.note = None, None, end.message
             if run.state is State.BROKEN:
@@ -360,14 +382,18 @@ class Deployment:
     def _draining(self) -> list[Run]:
         return [run for run in self.former.values() if run.state is State.DRAINING]
 
-    def _failed(self, end: Ended, draw: Draw, now: float) -> None:
+    def _failed(self, run: Run, end: Ended, draw: Draw, now: float) -> None:
         self.note, self.failures = end.message, self.failures + 1
-        if end.node is not None and end.reason not in BLAMELESS:
+        claimed = sum(stage.reserved_bytes for stage in run.claim.stages if stage.node == end.node)
+        if end.node is not None and end.reason == "no_room" and end.room is not None and end.room < claimed:
+            self.rooms[end.node] = now + ROOM_S, end.room
+        elif end.node is not None and end.reason not in BLAMELESS:
             times = self.excluded[end.node].times + 1 if end.node in self.excluded else 1
             until = now + min(EXCLUDE_S * 2 ** (times - 1), EXCLUDE_MAX_S)
             self.excluded[end.node] = Exclusion(until, end.reason, times)
         share = 1 + int.from_bytes(draw(2), "big") / 65536
-        self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), RETRY_MAX_S)
+        most = LEARNED_S if end.reason in LEARNED else RETRY_MAX_S
+        self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), most)
 
 
 def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, releases: Fence | None) -> Claim:

@@ -217,6 +217,8 @@ class Mediator:
         self._announce_soon(now)
 
     def _link_opened(self, peer: NodeId, now: float) -> None:
+        if self.links.up(peer):  # both ends dialed: what was on its way over the other link may be lost
+            self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was replaced", now)
         self.membership.link_opened(peer, now)
         self.out.linked(peer)
         self.coordinator.changed(now)

@@ -72,6 +72,12 @@ def is_lan(address: str) -> bool:
         return False
 
 
+def is_loopback(address: str) -> bool:
+    """Whether `host:port` means this machine alone."""
+    host = split_address(address)[0]
+    return is_lan_host(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
 def local_addresses(port: int, *, wan: bool = False) -> tuple[str, ...]:
     """Where other machines may find `port` here, most likely first, at most 8.
 

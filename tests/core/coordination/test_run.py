@@ -261,7 +261,7 @@ def test_whatever_ends_a_run_everybody_who_was_asked_is_told(state: State, how: 
     match how:
         case "refused":
             orders = run.received(B, Refuse(fence(), "d1", "no_room", "too small", promised=3), 1.0)
-            end = Ended(fence(), "no_room", "too small", B, 3, served)
+            end = Ended(fence(), "no_room", "too small", B, 3, served, room=0)
         case "failed":
             orders = run.received(B, Failed(fence(), 1, "model", "corrupt"), 1.0)
             end = Ended(fence(), "model", "corrupt", B, 0, served)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from meshnode.core.coordination.ledger import LEASE_S, Word
+from meshnode.core.membership.announcement import announce
+from meshnode.core.membership.digest import id_of
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import Exclusion
@@ -17,11 +20,12 @@ from meshnode.wire.messages import (
     Commit,
     Failed,
     Grant,
+    Have,
     Introduce,
     Prepare,
     Refuse,
 )
-from tests.core.node.mesh import DELAY_S, MB, World, footprint, name_to_id
+from tests.core.node.mesh import DELAY_S, MB, HashAuthority, World, footprint, name_to_id
 
 
 @pytest.fixture
@@ -206,16 +210,69 @@ def test_a_refused_claim_is_aborted_everywhere_and_tried_again_with_a_higher_ter
     assert fence_of(mesh).term == 8
 
 
-def test_a_node_without_room_is_left_out_for_a_while(mesh: World) -> None:
-    mesh.nodes["b"].ledger.capacity = 10 * MB
+def test_a_refusal_for_want_of_room_is_believed_before_the_announcement(mesh: World) -> None:
+    """b offers 600 MB, and has 300: the next plan uses these, and needs nobody's patience."""
+    mesh.nodes["b"].ledger.capacity = 300 * MB
     mesh.serve("a")
-    mesh.run(3)
-    deployment = mesh.status("a").deployments[0]
-    assert deployment.state == "failed"
-    assert deployment.failures == 1
-    mesh.nodes["b"].ledger.capacity = 600 * MB
-    mesh.run(40)
+    mesh.run(5)
+    assert [refusal.reason for refusal in mesh.sent(Refuse)] == ["no_room"]
     assert serving(mesh)
+    assert sum(stage.reserved_bytes for stage in _stages(mesh, "b")) <= 300 * MB
+
+
+def test_where_no_plan_goes_without_it_a_node_without_room_is_waited_for(mesh: World) -> None:
+    mesh.nodes["b"].ledger.capacity = 10 * MB
+    mesh.nodes["c"].ledger.capacity = 10 * MB
+    mesh.serve("a")
+    mesh.run(5)
+    assert not serving(mesh)
+    assert len(mesh.sent(Refuse)) <= 4, "what was refused is not claimed again and again"
+    for name in ("b", "c"):
+        mesh.nodes[name].ledger.capacity = 600 * MB
+    mesh.run(20)
+    assert serving(mesh)
+
+
+def test_a_node_that_failed_is_planned_with_where_nothing_else_fits(mesh: World) -> None:
+    failing = [True]
+    mesh.hooks.append(lambda name, effect: name == "b" and isinstance(effect, do.PrepareStage) and failing[0])
+    mesh.serve("a")
+    mesh.run(1)
+    failing[0] = False
+    own = _stages(mesh, "b")
+    mesh.hand("b", on.StageReported(Failed(fence_of(mesh), own[0].stage, "load_failed", "no")))
+    assert not serving(mesh)
+    mesh.run(5)
+    assert serving(mesh), "without b there is no plan, and 30 s are long"
+
+
+def test_after_a_failure_and_a_shortfall_a_change_of_the_members_makes_a_plan(mesh: World) -> None:
+    mesh.serve("a", footprint(90))
+    mesh.run(2)
+    deployment = mesh.nodes["a"].deployments["d1"]
+    deployment.failures = 3
+    deployment.excluded[name_to_id("b")] = Exclusion(mesh.now + 600, "failed")
+    mesh.hand("c", on.CacheChanged({}))
+    mesh.run(1)
+    assert deployment.plan_at is not None
+    assert deployment.plan_at > mesh.now + 500
+    before = len(mesh.effects("a", do.MakePlan))
+    mesh.hand("c", on.AddressesChanged(("c:2",)))
+    mesh.run(3)
+    assert len(mesh.effects("a", do.MakePlan)) > before
+
+
+def test_what_others_say_in_a_members_name_is_named_to_that_member(mesh: World) -> None:
+    """Otherwise it hears of a second voice with its key by anti-entropy alone, and each of four words takes 5 s."""
+    mesh.run(2)
+    b = name_to_id("b")
+    spoken = mesh.nodes["b"].membership.voice.body
+    assert spoken is not None
+    other = announce(msgspec.structs.replace(spoken, sequence=spoken.sequence + 5), HashAuthority(b))
+    mesh.hand("a", on.Received(name_to_id("c"), other))
+    mesh.run(0.3)
+    sent = [e for e in mesh.effects("a", do.Send) if isinstance(e, do.Send) and e.peer == b]
+    assert Have((id_of(other),)) in [effect.message for effect in sent]
 
 
 def test_a_stage_that_never_loads_is_given_up_after_the_wait_since_its_last_progress(mesh: World) -> None:
@@ -324,6 +381,21 @@ def test_the_same_history_gives_the_same_effects() -> None:
         return list(world.log)
 
     assert history() == history()
+
+
+def test_a_report_that_was_on_a_replaced_link_is_not_waited_for(mesh: World) -> None:
+    a, b = name_to_id("a"), name_to_id("b")
+    mesh.hooks.append(lambda name, effect: name == "b" and isinstance(effect, do.PrepareStage) and not over)
+    over: list[bool] = []
+    mesh.serve("a")
+    mesh.run(1)
+    over.append(True)
+    first = fence_of(mesh)
+    mesh.hand("a", on.LinkOpened(b))
+    mesh.hand("b", on.LinkOpened(a))
+    mesh.run(5)
+    assert serving(mesh)
+    assert fence_of(mesh).term > first.term
 
 
 def test_introductions_travel_once_per_link(mesh: World) -> None:
