@@ -259,7 +259,7 @@ class Faults:
         if machine is None or machine.disk.full or not wanted:
             return
         self.world.note_fault(f"{machine.name} unloads")
-        self.world.unload(machine, self.random.choice(wanted))
+        machine.hand(on.Withdrawn(self.random.choice(wanted), int(self.world.now)))
         self._later(self.random.uniform(1.0, 8.0), lambda: self.world.serve(self.random.choice(self.world.running())))
 
     def remove_copies(self) -> None:

@@ -59,8 +59,6 @@ class World:
         self.node_at: dict[NodeId, NodeId] = {}
         self.models: dict[str, ModelFootprint] = {}
         """By manifest."""
-        self.unloaded: set[str] = set()
-        """Deployments that somebody gave up."""
         self.doubled: set[NodeId] = set()
         """Nodes whose key spoke twice under one number, or from two machines."""
         self.copies: list[Machine] = []
@@ -172,11 +170,6 @@ class World:
         found = {each.deployment: each for demands in registers for each in demands.wanted()}
         gone = {key for demands in registers for key, known in demands.known.items() if known.demand.removed}
         return {key: demand for key, demand in sorted(found.items()) if key not in gone}
-
-    def unload(self, machine: Machine, deployment: str) -> None:
-        """Somebody at this machine wants a model no more."""
-        self.unloaded.add(deployment)
-        machine.hand(on.Withdrawn(deployment, int(self.now)))
 
     # --- the trace ----------------------------------------------------------------------------------------------
 
