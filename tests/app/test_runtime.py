@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.runtime import Runtime, ends_by_bug
+from meshnode.app.runtime import Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
@@ -100,7 +100,7 @@ class Node:
 
     def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
         self.mediator = Decides(decide)
-        self.runtime = Runtime(self.mediator, lambda _: None, lambda _: None)
+        self.runtime = Runtime(self.mediator, Disk(*[lambda _: None] * 3))
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
         self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, 1)

@@ -114,19 +114,20 @@ class Coordinator:
             rules=self._ledger.rules,
             term=self._ledger.promised.get(key, 0),
         )
+        own = self._membership.node
+        held = [run for run in self._ledger.held.values() if run.claim.deployment == key]
+        others = [run for run in held if run.claim.coordinator != own]
+        if others:
+            last = max(others, key=lambda run: (run.committed, run.claim.fence))
+            deployment.inherits = last.claim.fence
+            deployment.inherited = last.claim if last.committed else None
+            deployment.term = max(deployment.term, *(run.claim.fence.term for run in others))
         self._membership.voice.soon(now)
         return deployment
 
     def succeed(self, demand: Demand, footprint: ModelFootprint, now: float) -> None:
         """Care for a demand that nobody cares for: go on with the run that is loaded here, if one is."""
-        held = [run for run in self._ledger.held.values() if run.claim.deployment == demand.deployment]
-        deployment = self._begin(demand, footprint, demand.created, now)
-        deployment.has_file = False
-        if held:
-            last = max(held, key=lambda run: (run.committed, run.claim.fence))
-            deployment.inherits = last.claim.fence
-            deployment.inherited = last.claim if last.committed else None
-            deployment.term = max(deployment.term, *(run.claim.fence.term for run in held))
+        self._begin(demand, footprint, demand.created, now).has_file = False
 
     def revised(self, demand: Demand, now: float) -> None:
         """A later version of a demand that this node cares for."""

@@ -195,6 +195,8 @@ class Mediator:
         if known is None:
             demand = self.register.say(msgspec.structs.replace(event.demand, created=event.created), now)
             self.coordinator.demanded(replace(event, demand=demand), now)
+        elif known.deployment in self.deployments:
+            self.deployments[known.deployment].has_file = True
         elif not known.removed and not self.successor.cared_for(known.deployment, now):
             self.coordinator.demanded(replace(event, demand=known), now)
 

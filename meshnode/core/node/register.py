@@ -137,6 +137,6 @@ class Register:
                 author = own.admit(own.chain if record.author == own.node else record.chain)
             except PeerError:
                 return None
-        if author.node != record.author or self._membership.revocations.bars(author.node, author):
+        if author.role != "member" or author.node != record.author:
             return None
-        return author
+        return None if self._membership.revocations.bars(author.node, author) else author
