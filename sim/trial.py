@@ -246,7 +246,8 @@ def _unserved(world: World, since: float) -> list[str]:
         return ["nobody got an answer"]
     wanted, serving = world.wanted(), _serving(world)
     alone = [f"{key}: nobody coordinates it" for key in wanted if not _holders(world, key)]
-    if not alone and serving >= len(world.members()) // MACHINES:
+    usable = [machine for machine in world.members() if machine.node not in world.doubled]
+    if not alone and serving >= max(1, len(usable) // MACHINES):
         return []  # the others have to wait for memory
     waiting = [
         f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"

@@ -91,6 +91,10 @@ class Heads:
     """None is opened here."""
 
 
+class Models:
+    """None is opened here either."""
+
+
 async def unreachable(*_: object) -> Any:
     raise PeerError("nothing is dialed here")
 
@@ -104,7 +108,7 @@ class Node:
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
         self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, 1)
-        self.runtime.attach(self.links, self.stages, Heads())
+        self.runtime.attach(self.links, self.stages, Heads(), Models())
 
 
 async def test_a_stage_that_is_stopped_before_its_task_began_never_runs(nursery: trio.Nursery) -> None:
