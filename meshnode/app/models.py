@@ -302,10 +302,11 @@ class Models:
             self._awaited.pop(loaded.name, None)
 
     def _known(self, demand: Demand, *, replicas: bool) -> Demand | None:
-        """A demand of before, of anybody, that asks for the same: a restart joins it, and loads nothing twice."""
+        """What was asked for here before a restart, in the same words: it is gone on with, and not asked for twice."""
         taken = {key for loaded in self._loaded if not loaded.inherited for key in loaded.deployments}
         for known in self._mediator.register.demands.wanted():
-            if known.deployment not in taken and _asks(known, replicas) == _asks(demand, replicas):
+            own = known.author == demand.author and known.deployment not in taken
+            if own and _asks(known, replicas) == _asks(demand, replicas):
                 return known
         return None
 
