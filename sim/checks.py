@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from meshnode.core.coordination.demands import Known
 from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
@@ -68,6 +69,7 @@ class Life:
     entries: dict[NodeId, object] = field(default_factory=dict)
     present: list[Entry] = field(default_factory=list)
     lists: list[Revoke] = field(default_factory=list)
+    demands: dict[str, Known] = field(default_factory=dict)
     instant: float = -1.0
     at_instant: int = 0
 
@@ -117,6 +119,7 @@ class Checks:
             self.fail("unbounded", f"{len(effects)} effects of one {type(event).__name__} at {machine.name}")
         self._barred(machine, life)
         self._suspected(machine)
+        self._demands(machine, life)
         self.obedience.handled(machine, event, effects)
         if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
             self._roster(machine, life)
@@ -148,6 +151,17 @@ class Checks:
         for node in membership.roster.conflicts:
             if node not in self.world.doubled:
                 self.fail("copied", f"{machine.name} takes {short(node)} for a copied key, and there is no copy")
+
+    def _demands(self, machine: Machine, life: Life) -> None:
+        """Everything that is wanted was asked for by a member."""
+        assert machine.mediator is not None
+        for key, known in machine.mediator.register.demands.known.items():
+            if life.demands.get(key) is known:
+                continue
+            life.demands[key] = known
+            record = known.record
+            if self.world.mint.signed.get(record.author, {}).get(record.body) is not Domain.DEMAND:
+                self.fail("forged", f"{machine.name} believes a demand that {short(record.author)} never made")
 
     def admitted(self, machine: Machine, entry: InviteEntry, key: bytes) -> None:
         """The issuer is about to sign a certificate for `key`."""

@@ -14,6 +14,7 @@ from meshnode.core.node import events as on
 from meshnode.core.planning import make_plan
 from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim, Connected, Failed, Fetched, Prepare, Progress, Ready
 from sim.tokens import POLL_S, Pipeline, Slice
@@ -25,6 +26,8 @@ PLAN_S = 0.02
 LOAD_S = 0.3
 FETCH_S = 1.0
 ADOPT_S = 0.02
+OPEN_S = 0.6
+"""A process that reads a vocabulary of 32,000 tokens, and the footprint."""
 CONNECT_S = 0.05
 SILENCE_S = 2.0
 """Heartbeats come every 250 ms; a pipeline is lost after so long without (NETWORK)."""
@@ -51,6 +54,8 @@ class Engine:
         match effect:
             case do.MakePlan():
                 self._plan(effect)
+            case do.OpenModel():
+                self._open_model(effect.demand)
             case do.PrepareStage():
                 self._prepare(effect.order)
             case do.ConnectStages():
@@ -95,6 +100,30 @@ class Engine:
             return
         self.machine.later(PLAN_S, on.Planned(order.deployment, order.serial, outcome))
 
+    def _open_model(self, demand: Demand) -> None:
+        """What a head needs lies beside every slice."""
+        digest = demand.manifest_digest
+        if digest in self.machine.disk.told():
+            opened = on.ModelOpened(demand.deployment, self.machine.world.models[digest])
+            self.machine.later(OPEN_S * (0.5 + self.machine.random.random()), opened)
+        else:
+            self.machine.later(0.01, on.ModelNotOpened(demand.deployment, "nothing of it is here"))
+
+    def _lacks(self, order: Prepare) -> bool:
+        """Whether some layer lies neither here nor with who is named for it and runs."""
+        machines = self.machine.world.machines
+        named = (order.source, *order.sources)
+        there = [machines[node] for node in named if node in machines and machines[node].mediator is not None]
+        held = [machine.disk.layers(order.manifest_digest) for machine in (self.machine, *there)]
+        return not set(range(order.first, order.last)) <= set().union(*held)
+
+    def _fetched(self, order: Prepare) -> None:
+        disk = self.machine.disk
+        before = disk.told()
+        disk.fetched(order.manifest_digest, order.first, order.last)
+        if disk.told() != before:
+            self.machine.hand(on.CacheChanged(disk.told()))
+
     def _prepare(self, order: Prepare) -> None:
         fence, stage = order.fence, order.stage
         self.stages.setdefault(fence, {})[stage] = Slice(stage, order.first, order.last)
@@ -109,9 +138,13 @@ class Engine:
                 self.machine.world.checks.fail("tokens", f"{fence}: stage {stage} adopts other layers than it has")
             self._report(ADOPT_S, Ready(fence, stage))
             return
+        if self._lacks(order):
+            self._report(LOAD_S / 2, Failed(fence, stage, "fetch_failed", "nobody who was named has its bytes"))
+            return
         if self._fails():
             self._report(LOAD_S / 2, Failed(fence, stage, "load_failed", "the slice does not load"))
             return
+        self.machine.after(LOAD_S / 2, lambda: self._fetched(order))
         load = LOAD_S * (1 + self.machine.random.random())
         self._report(load / 2, Progress(fence, stage, "loading", 500, 1000))
         if self._fails():

@@ -54,6 +54,7 @@ class Faults:
             "drain": self._drain,
             "invite": self._invite,
             "copy": self._copy,
+            "unload": self._unload,
         }
 
     def begin(self) -> None:
@@ -251,6 +252,15 @@ class Faults:
             return
         self.world.note_fault(f"{victim.name} is copied")
         self.world.copy(victim).start()
+
+    def _unload(self) -> None:
+        """Somebody wants the model no more, at any machine, and a little later asks for it anew."""
+        machine, wanted = self._one(), list(self.world.wanted())
+        if machine is None or machine.disk.full or not wanted:
+            return
+        self.world.note_fault(f"{machine.name} unloads")
+        machine.hand(on.Withdrawn(self.random.choice(wanted), int(self.world.now)))
+        self._later(self.random.uniform(1.0, 8.0), lambda: self.world.serve(self.random.choice(self.world.running())))
 
     def remove_copies(self) -> None:
         """A person switches the copies off, and restarts the nodes whose key they had."""

@@ -27,8 +27,14 @@ from sim.network import End
 if TYPE_CHECKING:
     from sim.world import World
 
+LAYERS = 12
+"""Of the model that is served."""
 DISK_S = 0.003
 """A write with fsync on a plain SSD."""
+
+
+Write = do.Persist | do.KeepRevocations | do.KeepDemands
+"""Effects that are durable before what stands behind them is begun."""
 
 
 @dataclass
@@ -55,11 +61,30 @@ class Disk:
 
     ledger: bytes | None = None
     revocations: bytes | None = None
+    demands: bytes | None = None
+    files: set[str] = field(default_factory=set)
+    """Manifests of the models whose file lies here."""
+    cached: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Layers that were fetched, by manifest."""
     invites: bytes | None = None
     incarnation: int = 0
     peers: dict[NodeId, tuple[str, ...]] = field(default_factory=dict)
     write_s: float = DISK_S
     full: bool = False
+
+    def told(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """What the node says that lies here."""
+        return {**self.cached, **dict.fromkeys(sorted(self.files), ((0, LAYERS),))}
+
+    def layers(self, digest: str) -> set[int]:
+        """Layers of a model that lie here."""
+        return {layer for first, last in self.told().get(digest, ()) for layer in range(first, last)}
+
+    def fetched(self, digest: str, first: int, last: int) -> None:
+        """A slice more."""
+        ranges = self.cached.get(digest, ())
+        if (first, last) not in ranges:
+            self.cached[digest] = (*ranges, (first, last))
 
 
 class Machine:
@@ -109,9 +134,11 @@ class Machine:
             self.mediator.ledger.restore(self.disk.ledger)
         if self.disk.revocations is not None:
             self.mediator.membership.restore(self.disk.revocations)
+        if self.disk.demands is not None:
+            self.mediator.register.restore(self.disk.demands, 0)
         self.engine = Engine(self)
         self.world.checks.started(self)
-        self.hand(on.TimePassed())
+        self.hand(on.CacheChanged(self.disk.told()))
         for node, addresses in list(self.disk.peers.items()):
             self.hand(on.PeerFound(node, addresses))
 
@@ -217,7 +244,7 @@ class Machine:
     def _execute(self, effects: deque[do.Effect]) -> None:
         while effects:
             effect = effects.popleft()
-            if isinstance(effect, do.Persist | do.KeepRevocations):
+            if isinstance(effect, Write):
                 if self.disk.full:
                     return  # as app/runtime: what stands behind a failed write is left out
                 self._writing = True
@@ -228,11 +255,14 @@ class Machine:
                 return
             self._do(effect)
 
-    def _written(self, effect: do.Persist | do.KeepRevocations) -> None:
-        if isinstance(effect, do.Persist):
-            self.disk.ledger = effect.ledger
-        else:
-            self.disk.revocations = effect.lists
+    def _written(self, effect: Write) -> None:
+        match effect:
+            case do.Persist():
+                self.disk.ledger = effect.ledger
+            case do.KeepRevocations():
+                self.disk.revocations = effect.lists
+            case do.KeepDemands():
+                self.disk.demands = effect.demands
 
     def _go_on(self, write: Callable[[], None], effects: deque[do.Effect]) -> None:
         write()

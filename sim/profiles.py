@@ -44,6 +44,7 @@ _MILD = (
     ("drain", 3.0),
     ("invite", 1.0),
     ("copy", 0.3),
+    ("unload", 0.5),
 )
 _ALL = (
     ("crash", 6.0),
@@ -63,6 +64,7 @@ _ALL = (
     ("drain", 4.0),
     ("invite", 2.0),
     ("copy", 0.7),
+    ("unload", 1.0),
 )
 
 CALM = Profile("calm", (0.02, 0.02), 0.001, 0.0, 0.0, 0.0, ())

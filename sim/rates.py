@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 
 from meshnode.core.planning import Inventory, LayerFootprint, ModelFootprint, NodeInventory, Plan, make_plan
-from meshnode.core.planning.demand import Demand, DeploymentId
 from meshnode.core.planning.inventory import LinkInventory
 from meshnode.core.planning.pace import SMALL_FRAME_BYTES, VALUE_BYTES
 from meshnode.core.serving.events import TokenReady
@@ -24,6 +23,7 @@ from meshnode.core.serving.request import Generation
 from meshnode.core.serving.scheduler import Scheduler
 from meshnode.identity.ids import NodeId
 from meshnode.wire.activation import LaneSample, Rows, SampledFrame
+from meshnode.wire.demand import Demand, DeploymentId
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.sampling import Sampling
 from sim.agenda import Agenda, stream

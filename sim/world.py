@@ -12,20 +12,19 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.mediator import NODE_RULES, Mediator, NodeRules, Self
 from meshnode.core.planning import Demand
-from meshnode.core.planning.demand import DeploymentId
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import DeploymentId
 from sim.agenda import Agenda, stream
 from sim.checks import Checks
 from sim.invites import Invites
 from sim.keys import Mint, SimulatedAuthority
-from sim.machine import Clock, Machine
+from sim.machine import LAYERS, Clock, Machine
 from sim.network import Network, Way
 from sim.profiles import Profile
 from sim.requests import Requests
 
 MB = 1_000_000
-LAYERS = 12
 LAYER_MB = 100
 MEMORY_MB = 700
 """A machine holds five layers beside a stage's reserve: three are needed at least."""
@@ -58,6 +57,8 @@ class World:
         self.machines: dict[NodeId, Machine] = {}
         """By place: the node's id, but for a copy."""
         self.node_at: dict[NodeId, NodeId] = {}
+        self.models: dict[str, ModelFootprint] = {}
+        """By manifest."""
         self.doubled: set[NodeId] = set()
         """Nodes whose key spoke twice under one number, or from two machines."""
         self.copies: list[Machine] = []
@@ -102,7 +103,12 @@ class World:
         copied = Machine(self, name, me, machine.authority, Clock(1.0, 0.0))
         copied.at = NodeId(f"{machine.node}*")
         machine.keep_peers()
-        copied.disk = replace(machine.disk, peers=dict(machine.disk.peers))
+        copied.disk = replace(
+            machine.disk,
+            peers=dict(machine.disk.peers),
+            files=set(machine.disk.files),
+            cached=dict(machine.disk.cached),
+        )
         self.doubled.add(machine.node)
         self.copies.append(copied)
         return self._place(copied)
@@ -144,8 +150,11 @@ class World:
             context=256,
             lanes=4,
         )
+        self.models[model.manifest_digest] = model
         for machine in machines:
-            machine.hand(on.Demanded(demand, model, 0))
+            machine.disk.files.add(model.manifest_digest)
+            machine.hand(on.CacheChanged(machine.disk.told()))
+            machine.hand(on.Demanded(demand, model, int(self.now)))
 
     def running(self) -> list[Machine]:
         """Machines whose node runs."""
@@ -154,6 +163,13 @@ class World:
     def members(self) -> list[Machine]:
         """Those of them that nobody revoked, without copies."""
         return [m for m in self.running() if m.node not in self.mint.revoked and m.at == m.node]
+
+    def wanted(self) -> dict[str, Demand]:
+        """What some member that runs takes for wanted, but what is known as unloaded anywhere."""
+        registers = [machine.mediator.register.demands for machine in self.members() if machine.mediator is not None]
+        found = {each.deployment: each for demands in registers for each in demands.wanted()}
+        gone = {key for demands in registers for key, known in demands.known.items() if known.demand.removed}
+        return {key: demand for key, demand in sorted(found.items()) if key not in gone}
 
     # --- the trace ----------------------------------------------------------------------------------------------
 

@@ -20,15 +20,17 @@ import msgspec
 import trio
 
 from meshnode.app.shelf import ServableModel, Shelf, model_name
-from meshnode.core.membership.announcement import Body
-from meshnode.core.node.events import Demanded, Event, Withdrawn
+from meshnode.core.coordination.demands import encode_demand
+from meshnode.core.node.events import Demanded, Event, ModelNotOpened, ModelOpened, Withdrawn
 from meshnode.core.node.mediator import Mediator
-from meshnode.core.planning.demand import Demand, DeploymentId, check_demand, resolve_kv_type
+from meshnode.core.planning.demand import check_demand, resolve_kv_type
 from meshnode.errors import ConfigError, MeshError
+from meshnode.identity.certificates import Role
 from meshnode.identity.ids import NodeId, is_id
 from meshnode.io.llama.footprint import footprint_of
 from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.stage.tokenizer import Tokenizer
+from meshnode.wire.demand import Demand, DeploymentId
 
 log = logging.getLogger("meshnode.node")
 
@@ -85,9 +87,16 @@ class _Loaded:
     name: str
     tokenizer: Tokenizer
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    inherited: bool = False
+    """Nobody at this node asked for it."""
     servable: ServableModel | None = None
     """None before the file is hashed."""
     deployments: list[DeploymentId] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Its manifest, once it is known."""
+        return "" if self.servable is None else self.servable.local.digest
 
 
 def check_servable(wanted: Wanted) -> None:
@@ -139,8 +148,10 @@ class Models:
 
     def servable(self, digest: str) -> ServableModel:
         """What a head of this model needs."""
-        found = (loaded.servable for loaded in self._loaded if loaded.servable is not None)
-        return next(servable for servable in found if servable.local.digest == digest)
+        found = [loaded for loaded in self._loaded if loaded.digest == digest]
+        servable = min(found, key=lambda loaded: loaded.inherited).servable
+        assert servable is not None, "it has a digest"
+        return servable
 
     async def serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
         """What the node was started for, checked by the caller, whose `tokenizer` outlives it. Raises MeshError."""
@@ -153,7 +164,7 @@ class Models:
         assert self._nursery is not None, "run() is running"
         await trio.to_thread.run_sync(check_servable, wanted)
         name = model_name(wanted.path)
-        if any(loaded.name == name and not loaded.scope.cancel_called for loaded in self._loaded):
+        if any(loaded.name == name and self._is_asked_for(loaded) for loaded in self._loaded):
             raise ConfigError(f"{name} is served already", "Unload it first; `--replicas N` loads it more than once.")
         if len(self._loaded) >= MODELS:
             raise ConfigError(f"this node serves {MODELS} models already", "Unload one: `meshnode unload NAME`.")
@@ -171,27 +182,89 @@ class Models:
         return loaded.name
 
     async def unload(self, name: str) -> int:
-        """Want `name` no more; how many pipelines of it there were. ConfigError where it is not this node's."""
-        found = [each for each in self._loaded if each.name == name and not each.scope.cancel_called]
-        if not found:
-            elsewhere = [node for node, entry in self._mediator.roster.entries.items() if _serves(entry.body, name)]
-            if elsewhere:
-                owner = self._mediator.name_of(elsewhere[0])
-                raise ConfigError(f"{name} was loaded by {owner}", f"Run `meshnode unload {name}` there.")
-            raise ConfigError(f"{name!r} is no model of this node", "`meshnode status` lists what is served.")
-        count = 0
+        """Want `name` no more, whoever asked for it; how many pipelines of it there were. ConfigError where there is
+        none."""
+        if self._mediator.me.role != Role.MEMBER:
+            raise ConfigError("this node is a client of the mesh", f"Run `meshnode unload {name}` on a member.")
+        found = [each for each in self._loaded if each.name == name and self._is_asked_for(each)]
+        wanted = [each for each in self._mediator.register.demands.wanted() if each.model == name]
+        if not found and not wanted:
+            raise ConfigError(f"{name!r} is no model of this mesh", "`meshnode status` lists what is served.")
         for loaded in found:
             loaded.scope.cancel()
-            for deployment in loaded.deployments:
-                await self._loop.post(Withdrawn(deployment))
-                count += 1
-        return count
+        for demand in wanted:
+            await self._loop.post(Withdrawn(demand.deployment, int(time.time())))
+        return len(wanted)
+
+    async def open(self, demand: Demand) -> None:
+        """Open what a head needs of a model that nobody coordinates; says so, or why not, to the mediator."""
+        try:
+            loaded = await self._opened(demand)
+        except MeshError as error:
+            await self._loop.post(ModelNotOpened(demand.deployment, str(error)))
+            return
+        loaded.deployments.append(demand.deployment)
+        assert loaded.servable is not None
+        await self._loop.post(ModelOpened(demand.deployment, loaded.servable.local.footprint))
+
+    async def recall(self) -> None:
+        """Offer the files of models that are wanted, where this node had them before."""
+        tried: set[str] = set()
+        while True:
+            for demand in self._mediator.register.demands.wanted():
+                path = None if demand.manifest_digest in tried else self._shelf.remembered(demand.manifest_digest)
+                tried.add(demand.manifest_digest)
+                if path is not None and demand.manifest_digest not in self._shelf.offered:
+                    try:
+                        await self._shelf.open(path, lambda done, total: None)
+                    except MeshError as error:
+                        log.warning("%s is wanted, and its file cannot be used: %s", demand.model, error)
+            await self._loop.changed()
+
+    async def _opened(self, demand: Demand) -> _Loaded:
+        """The model with its vocabulary, which stays as long as this node coordinates it. Raises MeshError."""
+        assert self._nursery is not None, "run() is running"
+        for loaded in self._loaded:
+            if loaded.digest == demand.manifest_digest and not loaded.scope.cancel_called:
+                return loaded
+        local = await self._shelf.find(demand.manifest_digest, demand.model)
+        loaded = _Loaded(demand.model, Tokenizer(self._nursery, local.path), inherited=True)
+        try:
+            await loaded.tokenizer.start()
+        except BaseException:
+            await loaded.tokenizer.aclose()
+            raise
+        loaded.servable = ServableModel(local, loaded.tokenizer)
+        self._loaded.append(loaded)
+        self._nursery.start_soon(self._lend, loaded)
+        return loaded
+
+    async def _lend(self, loaded: _Loaded) -> None:
+        """Keep an inherited model as long as it is needed."""
+        await self._loop.changed()
+        while self._is_needed(loaded):
+            await self._loop.changed()
+        self._loaded.remove(loaded)
+        await loaded.tokenizer.aclose()
+
+    def _is_needed(self, loaded: _Loaded) -> bool:
+        waits, keys = self._mediator.successor.waits, set(loaded.deployments)
+        opening = {key for key, wait in waits.items() if wait.opening}
+        return not keys.isdisjoint(self._mediator.deployments.keys() | self._speaking() | opening)
+
+    def _is_asked_for(self, loaded: _Loaded) -> bool:
+        """Whether somebody at this node wants it, and nobody has unloaded it since."""
+        wanted = {demand.deployment for demand in self._mediator.register.demands.wanted()}
+        known = [key for key in loaded.deployments if self._mediator.register.demands.find(key) is not None]
+        unloaded = bool(known) and wanted.isdisjoint(known)
+        return not (loaded.inherited or loaded.scope.cancel_called or unloaded)
 
     async def _load(self, loaded: _Loaded, wanted: Wanted) -> None:
         try:
             with loaded.scope:
                 await self._demand(loaded, wanted)
-                await trio.sleep_forever()
+                while self._is_asked_for(loaded):
+                    await self._loop.changed()
         except MeshError as error:  # the node and its other models go on
             log.warning("%s could not be loaded: %s", loaded.name, error)
             self._failed = [*self._failed, f"{loaded.name}: {error}"][-PROBLEMS:]
@@ -215,13 +288,34 @@ class Models:
             only, exclude = [await self._nodes(loaded, names) for names in (wanted.only, wanted.exclude)]
             for number in range(wanted.replicas):
                 demand = wanted.demand(self._mediator.node, local.digest, local.name)
-                demand = _with_nodes(demand, only, (*exclude, *await self._taken(loaded, number > 0)))
+                demand = self._known(_with_nodes(demand, only, exclude), replicas=wanted.replicas > 1) or _with_nodes(
+                    demand, only, (*exclude, *await self._taken(loaded, number > 0))
+                )
+                encode_demand(demand)  # what no message holds is refused here
                 loaded.deployments.append(demand.deployment)
                 await self._loop.post(Demanded(demand, local.footprint, created))
+            for old in self._superseded(local.digest):
+                await self._loop.post(Withdrawn(old, created))
         finally:
             self.opening.pop(loaded.name, None)
             self.created.pop(loaded.name, None)
             self._awaited.pop(loaded.name, None)
+
+    def _known(self, demand: Demand, *, replicas: bool) -> Demand | None:
+        """What was asked for here before a restart, in the same words: it is gone on with, and not asked for twice."""
+        taken = {key for loaded in self._loaded if not loaded.inherited for key in loaded.deployments}
+        for known in self._mediator.register.demands.wanted():
+            own = known.author == demand.author and known.deployment not in taken
+            if own and _asks(known, replicas) == _asks(demand, replicas):
+                return known
+        return None
+
+    def _superseded(self, digest: str) -> list[DeploymentId]:
+        """Demands of this node's people of before for the same file, with other options."""
+        taken = {key for loaded in self._loaded if not loaded.inherited for key in loaded.deployments}
+        wanted, own = self._mediator.register.demands.wanted(), self._mediator.node
+        mine = [each for each in wanted if each.author == own and each.manifest_digest == digest]
+        return [each.deployment for each in mine if each.deployment not in taken and not each.replicas]
 
     async def _nodes(self, loaded: _Loaded, names: tuple[str, ...]) -> tuple[NodeId, ...]:
         """The members with these names or ids; waits for a name that nobody has yet."""
@@ -245,9 +339,10 @@ class Models:
         if not wait:
             return ()
         while True:
+            heard = all(self._mediator.register.demands.find(each) is not None for each in loaded.deployments)
             plans = [self._mediator.deployments.get(each) for each in loaded.deployments]
             runs = [deployment.run for deployment in plans if deployment is not None]
-            if all(runs):
+            if heard and all(runs):
                 return tuple({stage.node for run in runs if run is not None for stage in run.claim.stages})
             await self._loop.changed()
 
@@ -256,5 +351,9 @@ def _with_nodes(demand: Demand, only: tuple[NodeId, ...], exclude: tuple[NodeId,
     return msgspec.structs.replace(demand, pins=only, excludes=tuple(sorted(set(exclude))))
 
 
-def _serves(body: Body, name: str) -> bool:
-    return any(served.model == name for served in body.served)
+def _asks(demand: Demand, replicas: bool) -> Demand:
+    """What makes two demands the same for a person; replicas exclude the nodes of one another."""
+    same = msgspec.structs.replace(
+        demand, deployment=DeploymentId(""), version=0, author=NodeId(""), created=0, model=""
+    )
+    return msgspec.structs.replace(same, excludes=()) if replicas else same

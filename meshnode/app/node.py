@@ -45,7 +45,7 @@ from meshnode.app.probing import Probing
 from meshnode.app.pulse import Pulse
 from meshnode.app.renewal import keep_renewed
 from meshnode.app.revoking import Revoking
-from meshnode.app.runtime import Runtime, ends_by_bug
+from meshnode.app.runtime import Disk, Runtime, ends_by_bug
 from meshnode.app.shelf import Shelf
 from meshnode.app.stages import Hosting, Post, Stages
 from meshnode.core.node.events import CacheChanged, CertificateRenewed, DrainWanted, PeerFound, Stopping
@@ -166,6 +166,7 @@ class Node:
             self._ready.set()
             nursery.start_soon(remember, self._members_at, self.data.store_peers, self.runtime.changed)
             nursery.start_soon(self._tell_cache)
+            nursery.start_soon(self.models.recall)
             nursery.start_soon(follow, self._addresses, self.runtime.post)
             if settings.mdns:
                 nursery.start_soon(self._tell_lan)
@@ -238,7 +239,11 @@ class Node:
         revocations = self.data.revocations()
         if revocations is not None:
             self.mediator.membership.restore(revocations)
-        self.runtime = Runtime(self.mediator, self.data.store_ledger, self.data.store_revocations)
+        demands = self.data.demands()
+        if demands is not None:
+            self.mediator.register.restore(demands, int(datetime.now(UTC).timestamp()))
+        disk = Disk(self.data.store_ledger, self.data.store_revocations, self.data.store_demands)
+        self.runtime = Runtime(self.mediator, disk)
         self.shelf = Shelf(self.data.cache, self._open_bulk, self.mediator.node)
         self.links = ControlLinks(self.transport, self.mediator.node, self.runtime.post)
         post = Post(self.runtime.post, self.runtime.hint)
@@ -248,7 +253,7 @@ class Node:
         self.models = Models(self.mediator, self.runtime, self.shelf, self._speaking)
         probes = Probes(self.data.cache)
         self.heads = Heads(self._own, self.seats, self._dial_stage, self.models.servable, self.runtime.post, probes)
-        self.runtime.attach(self.links, self.stages, self.heads)
+        self.runtime.attach(self.links, self.stages, self.heads, self.models)
         self.directory = MeshDirectory(self.mediator, self.heads, self.transport, self.models.created)
         self.probing = Probing(self.mediator, self.transport, trio.current_time)
         machine = Machine(threads, me.memory_usable, self.data.path)
@@ -410,14 +415,15 @@ class Node:
 
     async def _tell_cache(self) -> None:
         """Tell which slices need not be fetched: at the start, and when stages came or went."""
-        known: tuple[dict[str, int], dict[str, tuple[tuple[int, int], ...]]] = ({"": 0}, {})
+        known: object = None
+        told: dict[str, tuple[tuple[int, int], ...]] = {}
         while True:
-            stages = self.stages.pids()
-            if stages != known[0]:
+            present = self.stages.pids(), self.shelf.offered
+            if present != known:
                 cached = await self.shelf.cached()
-                if cached != known[1]:
+                if cached != told:
                     await self.runtime.post(CacheChanged(cached))
-                known = (stages, cached)
+                known, told = present, cached
             await self.runtime.changed()
 
     def _members_at(self) -> dict[NodeId, tuple[str, ...]]:

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 import trio
 
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node import effects as do
-from meshnode.core.node.events import Event, HeadFailed, PlanFailed, Planned, Received, StageReported, TimePassed
+from meshnode.core.node.events import (
+    Event,
+    HeadFailed,
+    ModelNotOpened,
+    PlanFailed,
+    Planned,
+    Received,
+    StageReported,
+    TimePassed,
+)
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.planning.planner import make_plan
 from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Claim, Failed, Prepare
 
@@ -67,6 +78,13 @@ class Stages(Protocol):
         """The stages of `fence` may go on."""
 
 
+class Models(Protocol):
+    """What the runtime needs of app.models."""
+
+    async def open(self, demand: Demand) -> None:
+        """Open what a head of this model needs; reports by itself."""
+
+
 class Heads(Protocol):
     """What the runtime needs of app.heads."""
 
@@ -101,25 +119,45 @@ async def ends_by_bug(act: Callable[..., Awaitable[None]], *arguments: object) -
     return False
 
 
+@dataclass(frozen=True)
+class Disk:
+    """Writes that are durable when they return."""
+
+    ledger: Callable[[bytes], None]
+    revocations: Callable[[bytes], None]
+    demands: Callable[[bytes], None]
+
+    def write(self, effect: do.Persist | do.KeepRevocations | do.KeepDemands) -> None:
+        """Carry out one of these effects."""
+        match effect:
+            case do.Persist():
+                self.ledger(effect.ledger)
+            case do.KeepRevocations():
+                self.revocations(effect.lists)
+            case do.KeepDemands():
+                self.demands(effect.demands)
+            case _:
+                assert_never(effect)
+
+
 class Runtime:
     """One mediator and the world around it. `attach` the parts before `run`."""
 
-    def __init__(self, mediator: Mediator, persist: Callable[[bytes], None], keep: Callable[[bytes], None]) -> None:
-        """`persist` writes the ledger, `keep` the revocation lists; both return when they are durable."""
+    def __init__(self, mediator: Mediator, disk: Disk) -> None:
         self.mediator = mediator
-        self._persist = persist
-        self._keep = keep
+        self._disk = disk
         self._into, self._events = trio.open_memory_channel[Event](EVENTS)
         self._links: Links | None = None
         self._stages: Stages | None = None
         self._heads: Heads | None = None
+        self._models: Models | None = None
         self._changed = trio.Event()
         self.sick = ""
         """Why nothing can be promised at present, for people; empty: the data directory can be written."""
 
-    def attach(self, links: Links, stages: Stages, heads: Heads) -> None:
+    def attach(self, links: Links, stages: Stages, heads: Heads, models: Models) -> None:
         """The parts that effects are executed on."""
-        self._links, self._stages, self._heads = links, stages, heads
+        self._links, self._stages, self._heads, self._models = links, stages, heads, models
 
     async def post(self, event: Event) -> None:
         """Hand in an event; waits for room."""
@@ -192,10 +230,10 @@ class Runtime:
                 nursery.start_soon(self._guard, None, self._links.dial, effect.node, effect.addresses)
             case do.CloseLink():
                 self._links.close(effect.peer, effect.reason)
-            case do.Persist():
-                await trio.to_thread.run_sync(self._persist, effect.ledger)
-            case do.KeepRevocations():
-                await trio.to_thread.run_sync(self._keep, effect.lists)
+            case do.Persist() | do.KeepRevocations() | do.KeepDemands():
+                await trio.to_thread.run_sync(self._disk.write, effect)
+            case do.OpenModel():
+                nursery.start_soon(self._guard, self._not_opened(effect), self._open_model, effect.demand)
             case do.MakePlan():
                 failed = PlanFailed(effect.deployment, effect.serial, BUG)
                 nursery.start_soon(self._guard, failed, self._plan, effect)
@@ -230,6 +268,14 @@ class Runtime:
                 heads.close(effect.fence)
             case _:
                 assert_never(effect)
+
+    @staticmethod
+    def _not_opened(effect: do.OpenModel) -> Event:
+        return ModelNotOpened(effect.demand.deployment, BUG)
+
+    async def _open_model(self, demand: Demand) -> None:
+        assert self._models is not None
+        await self._models.open(demand)
 
     async def _plan(self, order: do.MakePlan) -> None:
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,22 +23,26 @@ from meshnode.app.stages import SlicePaths
 from meshnode.core.planning.context import costs_of
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.core.serving.text import Vocabulary
-from meshnode.errors import ModelError, PeerError, StageError, Unavailable
-from meshnode.identity.ids import NodeId
+from meshnode.errors import Lost, ModelError, PeerError, StageError, Unavailable
+from meshnode.identity.ids import NodeId, short
 from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource
-from meshnode.io.artifacts.shapes import Source
+from meshnode.io.artifacts.holdings import METADATA_FILE
+from meshnode.io.artifacts.shapes import Sink, Source
 from meshnode.io.disk.atomic import write_atomic
 from meshnode.io.llama.footprint import footprint_of, footprint_of_parts
 from meshnode.io.llama.gguf_file import GgufModel, open_model
-from meshnode.io.llama.manifest import ModelArtifacts, build_manifest, open_artifacts
+from meshnode.io.llama.manifest import ModelArtifacts, build_manifest, described, open_artifacts
 from meshnode.io.llama.slicing import SliceLayout, layout_embedding, layout_slice
 from meshnode.io.stage.tokenizer import Tokenizer
 from meshnode.wire.limits import LANES, MICROBATCH_ROWS
-from meshnode.wire.manifest import LAYER_PREFIX, Manifest, decode_manifest, encode_manifest, manifest_digest
+from meshnode.wire.manifest import LAYER_PREFIX, METADATA, Manifest, decode_manifest, encode_manifest, manifest_digest
 from meshnode.wire.messages import Prepare
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
+
+OpenBulk = Callable[[NodeId], AbstractAsyncContextManager[BulkClient]]
+"""A connection that asks a node for artifacts."""
 
 READERS = 1
 """Files whose headers are read at once. Parsing is Python: every such thread that is ready to run keeps the event loop
@@ -86,12 +90,44 @@ class GgufLayouts:
         return layout_embedding(open_model(metadata).keys, manifest)
 
 
+class Remote:
+    """Another node as a source of bytes, connected when it is asked first."""
+
+    remote = True
+
+    def __init__(self, node: NodeId, open_bulk: OpenBulk, stack: AsyncExitStack) -> None:
+        self.label = short(node)
+        self._node = node
+        self._open_bulk = open_bulk
+        self._stack = stack
+        self._client: BulkClient | None = None
+        self._problem: Lost | None = None
+
+    async def manifest(self, digest: str) -> bytes:
+        """As of io.artifacts.Source."""
+        return await (await self._connected()).manifest(digest)
+
+    async def fetch(self, digest: str, artifact: str, offset: int, length: int, sink: Sink) -> None:
+        """As of io.artifacts.Source."""
+        await (await self._connected()).fetch(digest, artifact, offset, length, sink)
+
+    async def _connected(self) -> BulkClient:
+        if self._problem is not None:
+            raise self._problem  # one dial for each preparation: others may have the bytes
+        if self._client is None:
+            try:
+                self._client = await self._stack.enter_async_context(self._open_bulk(self._node))
+            except Lost as error:
+                self._problem = error
+                raise
+            self.label = self._client.label
+        return self._client
+
+
 class Shelf:
     """Local models, and slices from them, from the cache, or from the node that has the file."""
 
-    def __init__(
-        self, cache: Path, open_bulk: Callable[[NodeId], AbstractAsyncContextManager[BulkClient]], own: NodeId
-    ) -> None:
+    def __init__(self, cache: Path, open_bulk: OpenBulk, own: NodeId) -> None:
         self._hashed = cache / "hashed"
         self._open_bulk = open_bulk
         self._own = own
@@ -126,17 +162,51 @@ class Shelf:
         if local is not None and order.first == 0 and order.last == order.layers == len(local.footprint.layers):
             return SlicePaths(local.path, needed_bytes=needed_bytes(local.footprint, order))
         own = self._sources.get(order.manifest_digest)
-        if own is not None or order.source == self._own:
-            return await self._prepare(order, [own] if own is not None else [], progress)
-        async with self._open_bulk(order.source) as remote:
-            return await self._prepare(order, [remote], progress)
+        if own is not None:
+            return await self._prepare(order, [own], progress)
+        named = dict.fromkeys((order.source, *order.sources))
+        async with AsyncExitStack() as stack:
+            sources: list[Source] = [Remote(node, self._open_bulk, stack) for node in named if node != self._own]
+            return await self._prepare(order, sources, progress)
 
     async def cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Slices on disk, whole and verified: layer ranges by manifest digest."""
         return await trio.to_thread.run_sync(self._cached)
 
     def _cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        return {digest: _ranges(names) for digest, names in self.store.cached().items()}
+        held = {digest: _ranges(names) for digest, names in self.store.cached().items()}
+        return held | {digest: ((0, local.manifest.layers),) for digest, local in self._models.items()}
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """Manifests of the models whose file is open here."""
+        return frozenset(self._models)
+
+    async def find(self, digest: str, name: str) -> LocalModel:
+        """What a head needs of a model: its file, or what lies beside the slices. Raises MeshError."""
+        local = self._models.get(digest)
+        if local is not None:
+            return local
+        return await trio.to_thread.run_sync(self._described, digest, name, limiter=self._readers)
+
+    def _described(self, digest: str, name: str) -> LocalModel:
+        data, found = self.store.manifest_bytes(digest), self.store.find(digest, METADATA)
+        if data is None or found is None:
+            raise ModelError(f"nothing of {name} lies on this node")
+        manifest = decode_manifest(data)
+        wanted = manifest.artifact(METADATA)
+        if wanted is None or hashlib.sha256(found[1](0, found[0])).digest() != wanted.sha256:
+            raise ModelError(f"the metadata of {name} on this node's disk was changed")
+        path = self.store.directory(digest) / METADATA_FILE
+        return LocalModel(path, name, manifest, digest, footprint_of(described(path, manifest), digest, name))
+
+    def remembered(self, digest: str) -> Path | None:
+        """The file in which this model was when it was hashed, if there is one still."""
+        try:
+            path = Path((self._hashed / f"{digest}.path").read_text())
+        except (OSError, ValueError):
+            return None
+        return path if path.is_file() else None
 
     async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
         prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
@@ -158,6 +228,7 @@ class Shelf:
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
+        write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
         files = open_artifacts(model, manifest)
         self._files.append(files)
         source = ModelSource(manifest, files.read)
@@ -167,6 +238,7 @@ class Shelf:
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
         remembered = self._hashed / f"{_identity(model)}.msgpack"
+        self._hashed.mkdir(parents=True, exist_ok=True)
         try:
             return decode_manifest(remembered.read_bytes())
         except (OSError, PeerError):
@@ -177,7 +249,6 @@ class Shelf:
             return True
 
         manifest = build_manifest(model, report)
-        self._hashed.mkdir(parents=True, exist_ok=True)
         write_atomic(remembered, encode_manifest(manifest))
         return manifest
 

@@ -21,6 +21,7 @@ class Domain(StrEnum):
     ANNOUNCEMENT = "meshnode/v1/announcement"
     SUSPICION = "meshnode/v1/suspicion"
     REVOCATION = "meshnode/v1/revocation"
+    DEMAND = "meshnode/v1/demand"
     JOIN = "meshnode/v1/join"
     INVITE_KEY = "meshnode/v1/invite-key"
     INVITE_CHECKSUM = "meshnode/v1/invite-checksum"

@@ -100,6 +100,9 @@ LANE_OPERATIONS: Final = 4 * LANES
 STAGES: Final = 64
 """Stages of one pipeline."""
 
+SOURCES: Final = 16
+"""Nodes named as having bytes of a model: as many as are linked to each other directly."""
+
 STAGE_HANDSHAKES: Final = 2
 """Descriptors per stage that wait for their handshake (NETWORK): its upstream, and one redial."""
 

@@ -9,6 +9,7 @@ Growth is additive: unknown fields are ignored, missing ones take their defaults
     Have -> Want -> (what was wanted)     what is new             core/membership
     Summary -> Buckets -> Holding         what differs            core/membership
     Suspect, Revoke                       who is to be left out   core/membership
+    DemandRecord                          what shall be served    core/coordination
     Ping -> Pong, Probe -> Probed         is the peer alive       core/membership
     Claim -> Grant | Refuse               may I use your memory   core/coordination
     Prepare -> Progress*, Ready | Failed  fetch, start, load      core/coordination
@@ -25,7 +26,7 @@ import msgspec
 from meshnode.errors import PeerError
 from meshnode.identity.ids import ID_CHARACTERS, NodeId
 from meshnode.wire.fence import Fence, is_fence
-from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS, GOSSIP_BUCKETS, GOSSIP_ID, GOSSIP_IDS, STAGES
+from meshnode.wire.limits import ANNOUNCEMENT_TTL_MS, GOSSIP_BUCKETS, GOSSIP_ID, GOSSIP_IDS, SOURCES, STAGES
 
 OP_CHARACTERS = 64
 """Of an unknown op that are told back: the longest of ours has 9."""
@@ -70,6 +71,17 @@ class Revoke(Message, frozen=True):
     signature: bytes
 
 
+class DemandRecord(Message, frozen=True):
+    """A demand (wire/demand) exactly as its author signed it. With the author's certificates: it is to be judged where
+    the author was never met, and long after it is gone."""
+
+    author: NodeId
+    chain: tuple[bytes, ...]
+    """DER, leaf first, root left out."""
+    body: bytes
+    signature: bytes
+
+
 class WhoIs(Message, frozen=True):
     """Answered by an Introduce of each author that is known, and its announcement."""
 
@@ -77,7 +89,7 @@ class WhoIs(Message, frozen=True):
 
 
 class Have(Message, frozen=True):
-    """Ids of announcements, suspicions and lists that the sender has: the first 16 bytes of each one's SHA-256."""
+    """Ids of announcements, suspicions, lists and demands that the sender has: 16 bytes of each one's SHA-256."""
 
     ids: tuple[bytes, ...]
 
@@ -187,6 +199,8 @@ class Claim(Message, frozen=True):
     stages: tuple[ClaimedStage, ...]
     releases: Fence | None = None
     """The run of the same deployment in whose place it comes: what it holds may be booked again and taken over."""
+    demand: DemandRecord | None = None
+    """What it answers: who grants keeps it, and can answer it when the coordinator is gone."""
 
 
 class Grant(Message, frozen=True):
@@ -236,6 +250,8 @@ class Prepare(Message, frozen=True):
     options: RunOptions
     upstream: Hop
     downstream: Hop
+    sources: tuple[NodeId, ...] = ()
+    """Others that have some of the bytes, asked in this order after `source`."""
     hold: bool = False
     """Fetch and check what is missing, say Fetched, and touch nothing else: the run in whose place it comes still
     serves. The same order without `hold` follows."""
@@ -349,6 +365,7 @@ AnyMessage = (
     | Holding
     | Suspect
     | Revoke
+    | DemandRecord
     | Probe
     | Probed
     | Claim
@@ -449,6 +466,9 @@ def _check_coordination(message: AnyMessage) -> None:
             # model's name comes to other people's terminals.
             if not (deployment.isascii() and deployment.isprintable() and model.isprintable()):
                 raise PeerError("a claim for a deployment or model that cannot be shown")
+        case Prepare(sources=sources):
+            if len(sources) > SOURCES:
+                raise PeerError(f"an order names {len(sources)} sources, at most {SOURCES} are allowed")
         case Progress(phase=phase):
             if len(phase) > PHASE_CHARACTERS or not phase.isprintable():
                 raise PeerError("a stage does what cannot be shown")

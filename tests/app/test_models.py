@@ -108,10 +108,15 @@ async def test_a_model_is_demanded_when_the_members_it_names_are_there_and_withd
     assert (asked.demand.model, asked.demand.context, models.problems) == ("tiny", 128, ())
     assert models.servable(asked.demand.manifest_digest).local.path == model
 
-    with pytest.raises(ConfigError, match="no model of this node"):
+    world.hand("a", asked)
+    with pytest.raises(ConfigError, match="no model of this mesh"):
         await models.unload("other")
     assert await models.unload("tiny") == 1
-    assert loop.posted[1:] == [Withdrawn(asked.demand.deployment)]
-    with pytest.raises(ConfigError, match="no model of this node"):
+    (withdrawn,) = loop.posted[1:]
+    assert isinstance(withdrawn, Withdrawn)
+    assert withdrawn.deployment == asked.demand.deployment
+    assert withdrawn.created > 1_700_000_000
+    world.hand("a", withdrawn)
+    with pytest.raises(ConfigError, match="no model of this mesh"):
         await models.unload("tiny")
     shelf.close()

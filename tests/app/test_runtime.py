@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.runtime import Runtime, ends_by_bug
+from meshnode.app.runtime import Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
@@ -91,6 +91,10 @@ class Heads:
     """None is opened here."""
 
 
+class Models:
+    """None is opened here either."""
+
+
 async def unreachable(*_: object) -> Any:
     raise PeerError("nothing is dialed here")
 
@@ -100,11 +104,11 @@ class Node:
 
     def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
         self.mediator = Decides(decide)
-        self.runtime = Runtime(self.mediator, lambda _: None, lambda _: None)
+        self.runtime = Runtime(self.mediator, Disk(*[lambda _: None] * 3))
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
         self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, Hosting(1, Path("unused")))
-        self.runtime.attach(self.links, self.stages, Heads())
+        self.runtime.attach(self.links, self.stages, Heads(), Models())
 
 
 async def test_a_stage_that_is_stopped_before_its_task_began_never_runs(nursery: trio.Nursery) -> None:

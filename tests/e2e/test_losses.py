@@ -133,7 +133,8 @@ def test_a_node_leaves_cleanly_and_its_streams_get_a_terminal_event(own_mesh: Re
     assert isinstance(stream.error, openai.APIError)
     for node in own_mesh.nodes[1:]:
         until("it is seen as left", lambda node=node: any(p["state"] == "left" for p in node.status()["peers"]))
-        assert node.status()["stages"] == {}
+        # Loaded slices wait for a node that goes on with the model; two of three have not got the memory for it.
+        until("its lease ended", lambda node=node: node.status()["stages"] == {})
 
 
 def test_the_founder_restarts_and_serves_with_the_members_it_knows(own_mesh: RealMesh) -> None:

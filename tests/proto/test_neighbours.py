@@ -140,6 +140,9 @@ async def test_a_neighbour_that_shares_a_version_is_understood(version: str, nod
         sent = form(message, inspect.type_info(KINDS["control", op]))
         await say(stream, sent)
         expected.append(Received(neighbour.node, read("control", op, msgpack.packb(sent))))
+    # Two versions of one message may be the same to an older neighbour: what is waited for comes only once.
+    await say(stream, {"op": "ping", "nonce": 2**40})
+    expected.append(Received(neighbour.node, Ping(2**40)))
     await node.until(expected[-1])
     assert node.events == expected
 

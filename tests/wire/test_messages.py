@@ -20,6 +20,7 @@ from meshnode.wire.messages import (
     Committed,
     Connect,
     Connected,
+    DemandRecord,
     Drain,
     Failed,
     FenceOff,
@@ -107,6 +108,7 @@ ALL: list[AnyMessage] = [
     Holding((0, 15), (bytes(16),)),
     Suspect(A, b"body", b"signature"),
     Revoke((b"issuer",), b"body", b"signature"),
+    DemandRecord(A, (b"leaf", b"issuer"), b"body", b"signature"),
     Probe(A, 7),
     Probed(7, True),
     Drain(True),
@@ -177,7 +179,7 @@ def test_absent_fields_have_defaults_where_an_older_node_may_leave_them_out() ->
 
 
 def test_an_absent_field_without_a_default_is_the_peers_error() -> None:
-    for name in fields(CLAIM).keys() - {"releases"}:
+    for name in fields(CLAIM).keys() - {"releases", "demand"}:
         damaged = {key: value for key, value in fields(CLAIM).items() if key != name}
         with pytest.raises(PeerError, match="malformed"):
             decode(msgpack.packb(damaged))

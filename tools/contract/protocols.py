@@ -16,6 +16,7 @@ from meshnode.core.membership.suspicion import Suspicion
 from meshnode.identity.domains import Domain
 from meshnode.identity.revocation import RevocationList
 from meshnode.wire import activation, artifacts, join, limits, messages, preface, stage_protocol
+from meshnode.wire.demand import Demand
 from meshnode.wire.framing import LENGTH_BYTES
 from meshnode.wire.manifest import Manifest
 from meshnode.wire.rowcodec import Dtype
@@ -113,7 +114,7 @@ def _between_members() -> tuple[Protocol, ...]:
         Protocol(
             "signed",
             "what an author signs and others pass on byte by byte, inside messages of control",
-            (Body, Suspicion, RevocationList),
+            (Body, Suspicion, RevocationList, Demand),
             {},
             tables=(Domain,),
         ),

@@ -16,6 +16,7 @@ import msgspec
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.errors import ConfigError, PeerError, StaleFence
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import DEPLOYMENT_CHARACTERS
 from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.messages import (
     Claim,
@@ -33,8 +34,6 @@ from meshnode.wire.messages import (
 
 TERM_JUMP = 1000
 """A claim further above `promised` than this is refused: a liar must not use up the terms."""
-DEPLOYMENT_CHARACTERS = 16
-"""8 random bytes in hexadecimal."""
 DEPLOYMENTS = 1024
 """Deployments with a promised term: three years of daily starts of a node that serves. 46 bytes each at most, together
 48 KB: the disk keeps 64 KiB."""

@@ -114,6 +114,8 @@ class Run:
     drain_first: bool = False
     """It takes the place of a run that still serves, which ends only when all that has to be fetched is there."""
     rules: CoordinationRules = COORDINATION_RULES
+    sources: tuple[NodeId, ...] = ()
+    """Others that have some of the bytes."""
     state: State = State.CLAIMING
     deadline: float | None = None
     granted: set[NodeId] = field(default_factory=set)
@@ -281,7 +283,8 @@ class Run:
         if self.state is not State.CLAIMING:
             return []
         self.granted.add(peer)
-        self._acknowledged[peer] = max(self._acknowledged.get(peer, self._sent[0]), self._sent[0])
+        asked = min(self._sent.values())  # the claim, as long as it is remembered
+        self._acknowledged[peer] = max(self._acknowledged.get(peer, asked), asked)
         if self.rules.unanimity and len(self.granted) < len(self.participants):
             return []
         if self.drain_first:
@@ -352,6 +355,7 @@ class Run:
             deployment=claim.deployment,
             manifest_digest=claim.manifest_digest,
             source=self.source,
+            sources=self.sources,
             stage=stage,
             stages=count,
             first=claim.stages[stage].first,

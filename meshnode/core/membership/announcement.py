@@ -14,6 +14,7 @@ from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId, is_id
 from meshnode.identity.revocation import RevocationList
+from meshnode.wire.demand import DEPLOYMENT_CHARACTERS
 from meshnode.wire.fence import RunId, Term
 from meshnode.wire.limits import ADDRESSES
 from meshnode.wire.messages import Announce
@@ -35,6 +36,9 @@ SPEEDS = 4
 
 KIND_CHARACTERS = 16
 """Of a kind's name: the longest of llama.cpp has eight."""
+
+COORDINATED = 16
+"""Deployments that one node coordinates: twice what it may be asked for itself, 20 bytes each."""
 
 PROTOCOL = 1
 """Of the control messages; grows when an old node could not do without the change."""
@@ -111,6 +115,8 @@ class Body(msgspec.Struct, frozen=True):
     """From the peers nearest to it."""
     draining: bool = False
     """The author takes no more work, and what it has shall go elsewhere."""
+    coordinates: tuple[str, ...] = ()
+    """Deployments that the author cares for, also while nothing serves them."""
 
     @property
     def number(self) -> tuple[int, int]:
@@ -227,6 +233,8 @@ def _is_possible(body: Body) -> bool:
     return (
         _is_measured(body)
         and len(body.addresses) <= ADDRESSES
+        and len(body.coordinates) <= COORDINATED
+        and all(len(deployment) <= DEPLOYMENT_CHARACTERS for deployment in body.coordinates)
         and len(body.name) <= NAME_CHARACTERS
         and min(sizes) >= 0
         and max(body.number) < NUMBER

@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Iterable
 
 from meshnode.wire.limits import GOSSIP_BUCKETS, GOSSIP_ID
-from meshnode.wire.messages import Announce, Revoke, Suspect
+from meshnode.wire.messages import Announce, DemandRecord, Revoke, Suspect
 
-Item = Announce | Suspect | Revoke
+Item = Announce | Suspect | Revoke | DemandRecord
 
 HASH = 8
 """Bytes of a bucket's hash and of the root: an accident in 2^64 lasts until the next change of the bucket."""

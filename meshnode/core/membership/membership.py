@@ -362,6 +362,22 @@ class Membership:
             self.digest.remove(self._own_id)
         self._own_id = self.digest.add(record)
 
+    # --- what others pass through here ------------------------------------------------------------------------
+
+    def hold(self, item: Item, before: Item | None, told: set[NodeId], now: float) -> None:
+        """Pass `item` on from now on, in the place of `before`; `told` have it."""
+        self.let_go(before)
+        self.gossip.spread(self.digest.add(item), self.standing.size, told, now)
+
+    def let_go(self, item: Item | None) -> None:
+        """Pass it on no longer."""
+        if item is not None:
+            self.digest.remove(id_of(item))
+
+    def keep(self, item: Item) -> None:
+        """Have it, as from before the start: who lacks it will ask."""
+        self.gossip.saw(self.digest.add(item))
+
     # --- every time -------------------------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:

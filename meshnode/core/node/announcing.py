@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from meshnode.core.membership.announcement import BODY_BYTES, SPEEDS, WAYS, Body, Reserved, Served, Speed, Way
+from meshnode.core.membership.announcement import (
+    BODY_BYTES,
+    SPEEDS,
+    WAYS,
+    Body,
+    Reserved,
+    Served,
+    Speed,
+    Way,
+)
 from meshnode.core.node.deployments import Deployment
 from meshnode.identity.ids import NodeId
 from meshnode.wire.manifest import layer_name
@@ -41,7 +50,7 @@ def served(deployments: Iterable[Deployment]) -> tuple[Served, ...]:
     found = []
     for deployment in deployments:
         run = deployment.current
-        if run is not None:
+        if run is not None and not deployment.leaving:
             claim, fence = run.claim, run.fence
             found.append(
                 Served(

@@ -7,10 +7,13 @@ deployment orders nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import assert_never
 
+import msgspec
+
 from meshnode.core.coordination import orders as order_of
-from meshnode.core.coordination.ledger import Ledger, Report
+from meshnode.core.coordination.ledger import TERM_JUMP, Ledger, Report
 from meshnode.core.coordination.orders import RunOrder
 from meshnode.core.coordination.run import Run, State
 from meshnode.core.membership.membership import Membership
@@ -18,15 +21,34 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import DRAIN_S, MAKE_ROOM_S, Deployment, Draw, Place
 from meshnode.core.node.outbox import Outbox
+from meshnode.core.node.register import Register
+from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
+from meshnode.wire.limits import SOURCES
 from meshnode.wire.messages import Abort, Committed, Grant, Refuse, Renewed
 
 Answer = Grant | Refuse | Committed | Renewed | Report
 
-InventoryOf = Callable[[str, str], Inventory]
-"""By the deployment whose memory counts as free (none: an empty name), and the kind of its weights."""
+
+@dataclass(frozen=True)
+class Offers:
+    """What members offer, as the mediator sees it."""
+
+    inventory: Callable[[str, str], Inventory]
+    """By the deployment whose memory counts as free (none: an empty name), and the kind of its weights."""
+    sources: Callable[[str], tuple[NodeId, ...]]
+    """Nodes that have bytes of the model with this manifest, who has most first."""
+
+
+@dataclass(frozen=True)
+class Books:
+    """What this node has to know again after a restart."""
+
+    ledger: Ledger
+    register: Register
 
 
 class Coordinator:
@@ -36,16 +58,17 @@ class Coordinator:
         self,
         startup_timeout_s: float,
         membership: Membership,
-        ledger: Ledger,
+        books: Books,
         out: Outbox,
-        inventory: InventoryOf,
+        offers: Offers,
         draw: Draw,
     ) -> None:
         self._startup_timeout_s = startup_timeout_s
         self._membership = membership
-        self._ledger = ledger
+        self._ledger = books.ledger
+        self._register = books.register
         self._out = out
-        self._inventory = inventory
+        self._offers = offers
         self._draw = draw
         self.deployments: dict[str, Deployment] = {}
 
@@ -56,6 +79,10 @@ class Coordinator:
             if run is not None:
                 return deployment, run
         return None
+
+    def cared_for(self) -> list[str]:
+        """The deployments that are not about to be given up."""
+        return [key for key, deployment in self.deployments.items() if not deployment.leaving]
 
     def deadline(self) -> float | None:
         """When `settle` has something to do."""
@@ -73,20 +100,74 @@ class Coordinator:
 
     def demanded(self, event: on.Demanded, now: float) -> None:
         """Somebody at this node wants a model."""
-        key = event.demand.deployment
-        self.deployments[key] = Deployment(
-            event.demand,
-            event.footprint,
-            event.created,
+        self._begin(event.demand, event.footprint, event.created, now)
+
+    def _begin(self, demand: Demand, footprint: ModelFootprint, created: int, now: float) -> Deployment:
+        key = demand.deployment
+        deployment = self.deployments[key] = Deployment(
+            demand,
+            footprint,
+            created,
             self._membership.node,
             self._startup_timeout_s,
             now,
             rules=self._ledger.rules,
             term=self._ledger.promised.get(key, 0),
         )
+        own = self._membership.node
+        held = [run for run in self._ledger.held.values() if run.claim.deployment == key]
+        others = [run for run in held if run.claim.coordinator != own]
+        if others:
+            last = max(others, key=lambda run: (run.committed, run.claim.fence))
+            deployment.inherits = last.claim.fence
+            deployment.inherited = last.claim if last.committed else None
+            deployment.term = max(deployment.term, *(run.claim.fence.term for run in others))
+        self._membership.voice.soon(now)
+        return deployment
+
+    def succeed(self, demand: Demand, footprint: ModelFootprint, now: float) -> None:
+        """Care for a demand that nobody cares for: go on with the run that is loaded here, if one is."""
+        self._begin(demand, footprint, demand.created, now).has_file = False
+
+    def revised(self, demand: Demand, now: float) -> None:
+        """A later version of a demand that this node cares for."""
+        deployment = self.deployments[demand.deployment]
+        if _asks(deployment.demand) == _asks(demand):
+            deployment.demand = demand
+            return
+        self._end(demand.deployment, "withdrawn", now)
+        has_file = deployment.has_file
+        self._begin(demand, deployment.footprint, deployment.created, now).has_file = has_file
+
+    def give_up(self, key: str, now: float) -> None:
+        """Another coordinator cares for it: what streams here may end."""
+        deployment = self.deployments[key]
+        current = deployment.current
+        if current is None or current.state is not State.SERVING:
+            self._end(key, "given_up", now)
+            return
+        deployment.leaving = True
+        for run in deployment.runs():
+            if run is not current:
+                self._obey(deployment, run, run.end("given_up", "another node coordinates it"), now)
+        self._obey(deployment, current, current.drain(now, MAKE_ROOM_S), now)
+        self._membership.voice.soon(now, settle=0.0)
+
+    def leave(self, now: float) -> None:
+        """This node goes away: what is loaded for it elsewhere waits for a successor as long as its lease lasts."""
+        for key in list(self.deployments):
+            deployment = self.deployments.pop(key)
+            for run in deployment.runs():
+                ends = run.end("leaving", "its coordinator leaves")
+                if run is deployment.current:
+                    ends = [each for each in ends if not isinstance(each, order_of.Order)]
+                self._obey(deployment, run, ends, now)
 
     def withdraw(self, key: str, reason: str, now: float) -> None:
         """It is no longer wanted."""
+        self._end(key, reason, now)
+
+    def _end(self, key: str, reason: str, now: float) -> None:
         deployment = self.deployments.pop(key, None)
         if deployment is not None:
             for run in deployment.runs():
@@ -106,7 +187,12 @@ class Coordinator:
         if found is not None:
             deployment, run = found
             self._obey(deployment, run, run.received(peer, message, now), now)
-        elif not isinstance(message, Refuse | Renewed):
+        elif isinstance(message, Refuse):
+            # A run ends with its first refusal; the others still say from which term on a claim is heard.
+            known = self.deployments.get(message.deployment)
+            if known is not None:
+                known.term = max(known.term, min(message.promised, known.term + TERM_JUMP - 1))
+        elif not isinstance(message, Renewed):
             self._out.send(peer, Abort(message.fence, "unknown"))
 
     def head_reported(self, event: on.HeadOpened | on.HeadFailed | on.HeadDrained, now: float) -> None:
@@ -135,10 +221,20 @@ class Coordinator:
             return
         run = deployment.planned(event.serial, event.outcome, self._draw, now)
         if run is not None:
-            self._out.trace(f"{run.fence}: claiming {len(run.claim.stages)} stages for {run.claim.model}")
-            self._obey(deployment, run, run.start(now), now)
+            self._claim(deployment, run, now)
         elif deployment.current is None:
             self._out.trace(f"no plan for {deployment.demand.model} yet")
+
+    def _claim(self, deployment: Deployment, run: Run, now: float) -> None:
+        key = deployment.demand.deployment
+        run.claim = msgspec.structs.replace(run.claim, demand=self._register.provable(key, now))
+        own = self._membership.node
+        run.source, *others = (
+            (own,) if deployment.has_file else self._offers.sources(run.claim.manifest_digest) or (own,)
+        )
+        run.sources = tuple(others[:SOURCES])
+        self._out.trace(f"{run.fence}: claiming {len(run.claim.stages)} stages for {run.claim.model}")
+        self._obey(deployment, run, run.start(now), now)
 
     def lost(self, peer: NodeId, message: str, now: float) -> None:
         """A member is gone."""
@@ -167,14 +263,22 @@ class Coordinator:
         for deployment in list(self.deployments.values()):
             for run in deployment.runs():
                 self._obey(deployment, run, run.renewals(now), now)
-            if deployment.due(now):
+            if deployment.leaving and deployment.current is None:
+                self._end(deployment.demand.deployment, "given_up", now)
+            elif deployment.due(now):
                 self._make_plan(deployment, now)
 
     def _make_plan(self, deployment: Deployment, now: float) -> None:
         demand = deployment.demand
         freed = demand.deployment if deployment.place is Place.INSTEAD else ""
-        inventory = deployment.view(self._inventory(freed, deployment.footprint.weight_kind), now)
-        if not deployment.knows(inventory, now):
+        offered = self._offers.inventory(freed, deployment.footprint.weight_kind)
+        if not deployment.has_file:
+            offered = msgspec.structs.replace(offered, head=self._membership.node)
+        inventory = deployment.view(offered, now)
+        inherited = deployment.inherit(inventory, self._draw)
+        if inherited is not None:
+            self._claim(deployment, inherited, now)
+        elif not deployment.knows(inventory, now):
             self._out.do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
 
     # --- what runs order ------------------------------------------------------------------------------------------
@@ -229,7 +333,9 @@ class Coordinator:
         """Nothing streams through a run that is to go."""
         if run.state is not State.DRAINING:
             return
-        if deployment.current is not None:
+        if deployment.leaving:
+            self._end(deployment.demand.deployment, "given_up", now)
+        elif deployment.current is not None:
             self._obey(deployment, run, run.fence_off(deployment.current.claim), now)
         elif deployment.attempt is not None:
             self._obey(deployment, run, run.give_way(deployment.attempt.claim), now)
@@ -245,3 +351,8 @@ class Coordinator:
             self._obey(deployment, resumed, resumed.resume(), now)
         elif waiting is not None:
             self._obey(deployment, waiting, waiting.room_made(now), now)
+
+
+def _asks(demand: Demand) -> Demand:
+    """What of a demand decides how it is served."""
+    return msgspec.structs.replace(demand, version=0, author=NodeId(""), created=0)

@@ -20,15 +20,15 @@ import msgspec
 from meshnode.core.coordination.orders import Ended, Hops
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.coordination.run import Run, State
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.hysteresis import LASTING_S, better
 from meshnode.core.planning.inventory import Inventory, NodeInventory
-from meshnode.core.planning.plan import Plan
+from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.prediction import predicted
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.certificates import head_name, stage_name
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence, Term, run_id
 from meshnode.wire.messages import Claim, ClaimedStage, RunOptions
 
@@ -41,6 +41,9 @@ SPARE_S = 1.0
 RETRY_MIN_S = 0.5
 RETRY_MAX_S = 16.0
 """A random time of 0.5 to 1 s, doubled up to this: two coordinators that refuse each other do not do so for ever."""
+LEARNED = frozenset({"old_term", "held"})
+LEARNED_S = 2.0
+"""At most, after a refusal that says what to wait for: another term, or the silence of a holder that is gone."""
 EXCLUDE_S = 30.0
 EXCLUDE_MAX_S = 600.0
 DRAIN_S = 600.0
@@ -54,7 +57,9 @@ CHUNK = 128
 ROOM_S = 10.0
 """A refusal's word on free memory stands against the announcement so long: two rounds of anti-entropy bring a newer
 one."""
-BLAMELESS = frozenset({"participant_lost", "old_term", "stage_lost", "lease_lost", "held"})
+BLAMELESS = frozenset(
+    {"participant_lost", "old_term", "stage_lost", "lease_lost", "held", "bad_demand", "old_demand", "not_wanted"}
+)
 """Ends that say nothing against planning with the node again."""
 
 _PRESENT = frozenset({"", "draining", "failed"})
@@ -130,6 +135,15 @@ class Deployment:
     """The plan in the making may use excluded nodes: without them there is none."""
     looked_at: float = float("-inf")
     better_since: float | None = None
+    has_file: bool = True
+    """Whether the model's file is here; else its bytes are where nodes say so."""
+    inherited: Claim | None = None
+    """The run of a coordinator that is gone, as this node holds it: to be claimed as it is, for as long as all of its
+    stages are there."""
+    inherits: Fence | None = None
+    """That run, until one of this coordinator serves."""
+    leaving: bool = False
+    """Another coordinator serves it: nothing new is begun, what streams may end."""
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -190,7 +204,8 @@ class Deployment:
         """The inventory as this deployment may use it."""
         self.excluded = {node: x for node, x in self.excluded.items() if now < x.until + EXCLUDE_MAX_S}
         self.rooms = {node: (until, room) for node, (until, room) in self.rooms.items() if now < until}
-        self.asked = Inventory(tuple(self._judged(node, now) for node in inventory.nodes), inventory.links)
+        nodes = tuple(self._judged(node, now) for node in inventory.nodes)
+        self.asked = Inventory(nodes, inventory.links, inventory.head)
         return self.asked
 
     def knows(self, inventory: Inventory, now: float) -> bool:
@@ -221,7 +236,8 @@ class Deployment:
         return {} if self.asked is None else {node.node: node.excluded for node in self.asked.nodes}
 
     def _may_plan(self) -> bool:
-        return not self.planning and self.attempt is None and not (self.current is not None and self._draining())
+        idle = not self.planning and self.attempt is None and not self.leaving
+        return idle and not (self.current is not None and self._draining())
 
     def _judged(self, node: NodeInventory, now: float) -> NodeInventory:
         if node.node in self.rooms:
@@ -243,6 +259,7 @@ class Deployment:
         if self.current is not None:
             return self._compare(self.current, outcome, draw, now)
         broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
+        broken += [self.inherits] if self.inherits is not None else []
         if isinstance(outcome, Shortfall) and self.before is not None:
             members = self._members()
             there = all(members.get(node, "gone") in _PRESENT for node in self.before.nodes)
@@ -258,6 +275,16 @@ class Deployment:
             self.plan_at = min((until for until in ends if until > now), default=None)
             return None
         return self._attempt(outcome, max(broken, default=None), draw)
+
+    def inherit(self, inventory: Inventory, draw: Draw) -> Run | None:
+        """In place of a plan: the run of the coordinator before as it was, so that all of its slices stay loaded; None
+        where one of its nodes is not there, or it came to nothing before."""
+        claim, excluded = self.inherited, {node.node: node.excluded for node in inventory.nodes}
+        if claim is None or any(excluded.get(stage.node, "gone") for stage in claim.stages):
+            self.inherited = None
+            return None
+        self.planning = False
+        return self._attempt(plan_of(claim, self.demand), claim.fence, draw)
 
     def plan_failed(self, serial: int, message: str, now: float) -> None:
         """No plan and no shortfall either: try again later, and show why."""
@@ -308,6 +335,7 @@ class Deployment:
         if self.current is not None:
             self.former[self.current.fence] = self.current
         self.current, self.attempt, self.failures, self.before = self.attempt, None, 0, None
+        self.inherited = self.inherits = None
         self.plan_at = now + LOOK_S  # what changed meanwhile was not looked at
         return list(self.former.values())
 
@@ -316,6 +344,7 @@ class Deployment:
         self.term = max(self.term, end.promised)
         if run is self.attempt:
             self.attempt = None
+            self.inherited = self.inherited if end.reason in ("held", "old_term") else None
             self._failed(run, end, draw, now)
         elif run is self.current:
             self.current, self.better_since, self.note = None, None, end.message
@@ -365,7 +394,8 @@ class Deployment:
             until = now + min(EXCLUDE_S * 2 ** (times - 1), EXCLUDE_MAX_S)
             self.excluded[end.node] = Exclusion(until, end.reason, times)
         share = 1 + int.from_bytes(draw(2), "big") / 65536
-        self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), RETRY_MAX_S)
+        most = LEARNED_S if end.reason in LEARNED else RETRY_MAX_S
+        self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), most)
 
 
 def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, releases: Fence | None) -> Claim:
@@ -394,6 +424,39 @@ def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, release
         options=options,
         stages=stages,
         releases=releases,
+    )
+
+
+def plan_of(claim: Claim, demand: Demand) -> Plan:
+    """The plan that `claim_of` makes `claim` of, as far as a claim tells it."""
+    stages = tuple(
+        StagePlan(
+            node=stage.node,
+            name="",
+            first=stage.first,
+            last=stage.last,
+            weight_bytes=stage.weight_bytes,
+            kv_bytes=stage.kv_bytes,
+            state_bytes=0,
+            embedding_bytes=0,
+            output_bytes=0,
+            reserve_bytes=stage.reserved_bytes - stage.weight_bytes - stage.kv_bytes,
+            usable_bytes=stage.reserved_bytes,
+        )
+        for stage in claim.stages
+    )
+    options = claim.options
+    return Plan(
+        deployment=demand.deployment,
+        demand_version=demand.version,
+        manifest_digest=claim.manifest_digest,
+        model=claim.model,
+        coordinator=claim.stages[0].node,
+        stages=stages,
+        context=options.context,
+        lanes=options.lanes,
+        kv_type=options.kv_type,
+        flash_attention=options.flash_attention,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.core.coordination.orders import Hops
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Claim, Prepare
 
@@ -49,6 +49,20 @@ class KeepRevocations:
     """Write the revocation lists durably before anything that follows in this list."""
 
     lists: bytes
+
+
+@dataclass(frozen=True)
+class KeepDemands:
+    """Write the demands durably before anything that follows in this list."""
+
+    demands: bytes
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Open what a head of this model needs, from this node's disk; answer with ModelOpened or ModelNotOpened."""
+
+    demand: Demand
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,8 @@ Effect = (
     | CloseLink
     | Persist
     | KeepRevocations
+    | KeepDemands
+    | OpenModel
     | MakePlan
     | PrepareStage
     | ConnectStages

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.core.membership.announcement import Speed, Way
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.shortfall import Shortfall
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke
 
@@ -66,9 +66,27 @@ class Demanded:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """The model is no longer wanted."""
+    """The model is no longer wanted, by anybody."""
 
     deployment: str
+    created: int = 0
+    """Unix seconds, for forgetting it one day."""
+
+
+@dataclass(frozen=True)
+class ModelOpened:
+    """An `OpenModel` effect came back: this node can take requests for the model."""
+
+    deployment: str
+    footprint: ModelFootprint
+
+
+@dataclass(frozen=True)
+class ModelNotOpened:
+    """An `OpenModel` effect came to nothing."""
+
+    deployment: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,8 @@ Event = (
     | Revoked
     | Demanded
     | Withdrawn
+    | ModelOpened
+    | ModelNotOpened
     | Planned
     | PlanFailed
     | StageReported

@@ -10,23 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+import msgspec
+
 from meshnode.core.coordination.ledger import Ledger
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.membership import orders as member
-from meshnode.core.membership.announcement import Authority, Body, Speed, Way
+from meshnode.core.membership.announcement import COORDINATED, Authority, Body, Speed, Way
 from meshnode.core.membership.gossip import SMALL
 from meshnode.core.membership.membership import Membership
 from meshnode.core.membership.rules import RULES, Rules
 from meshnode.core.node import announcing
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.coordinator import Coordinator
+from meshnode.core.node.coordinator import Books, Coordinator, Offers
 from meshnode.core.node.offers import inventory_of
 from meshnode.core.node.outbox import Outbox
 from meshnode.core.node.participant import Participant
+from meshnode.core.node.register import Register
+from meshnode.core.node.successor import Successor
 from meshnode.core.planning.inventory import Inventory
 from meshnode.errors import PeerError, StaleFence
 from meshnode.identity.ids import NodeId, short
+from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import (
     Abort,
@@ -36,6 +41,7 @@ from meshnode.wire.messages import (
     Committed,
     Connect,
     Connected,
+    DemandRecord,
     Drain,
     Failed,
     FenceOff,
@@ -62,6 +68,9 @@ class NodeRules:
 
 Found = on.CacheChanged | on.AddressesChanged | on.CertificateRenewed | on.Measured
 """What a node finds out about itself."""
+
+Asked = on.Demanded | on.Withdrawn | on.ModelOpened | on.ModelNotOpened
+"""What concerns a demand."""
 
 NODE_RULES = NodeRules()
 """Those of a node: all of them."""
@@ -99,12 +108,13 @@ class Mediator:
         self.hints = self.membership.hints
         self.ledger = Ledger(self.node, me.memory_usable, rules.coordination)
         self.out = Outbox(self.membership)
-        self.participant = Participant(self.membership, self.ledger, self.out)
-        self.coordinator = Coordinator(
-            me.startup_timeout_s, self.membership, self.ledger, self.out, self.inventory, draw
-        )
+        self.register = Register(self.membership, self.out)
+        self.participant = Participant(self.membership, self.ledger, self.register, self.out)
+        books, offers = Books(self.ledger, self.register), Offers(self.inventory, self._sources)
+        self.coordinator = Coordinator(me.startup_timeout_s, self.membership, books, self.out, offers, draw)
         self.deployments = self.coordinator.deployments
         self.cached: dict[str, tuple[tuple[int, int], ...]] = {}
+        self.successor = Successor(self.membership, books, self.coordinator, self.out, lambda: self.cached, draw)
         self.counters = {"refused_messages": 0, "stale_orders": 0}
         self.speeds: dict[str, Speed] = {}
         self.ways: dict[NodeId, Way] = {}
@@ -118,6 +128,7 @@ class Mediator:
         self.coordinator.expire(now)
         self._dispatch(event, now)
         self._settle(now)
+        self.register.write()
         return self.out.take()
 
     def deadline(self) -> float | None:
@@ -125,7 +136,7 @@ class Mediator:
         if self.stopping:
             return None
         due = min(self.membership.deadline(), self.membership.voice.due_at)
-        times = (self.ledger.deadline(), self.coordinator.deadline())
+        times = (self.ledger.deadline(), self.coordinator.deadline(), self.successor.deadline())
         return min((at for at in times if at is not None and at < due), default=due)
 
     def coordinates(self, fence: Fence) -> bool:
@@ -146,10 +157,8 @@ class Mediator:
                 self._received(event.peer, event.message, now)
             case on.Revoked():
                 self.membership.revoke(self.node, event.record, now)
-            case on.Demanded():
-                self.coordinator.demanded(event, now)
-            case on.Withdrawn():
-                self.coordinator.withdraw(event.deployment, "withdrawn", now)
+            case on.Demanded() | on.Withdrawn() | on.ModelOpened() | on.ModelNotOpened():
+                self._asked(event, now)
             case on.Planned() | on.PlanFailed():
                 self.coordinator.planned(event, now)
             case on.StageReported():
@@ -164,6 +173,32 @@ class Mediator:
                 self._stop(now)
             case on.TimePassed():
                 pass
+
+    def _asked(self, event: Asked, now: float) -> None:
+        """What somebody wants, or wants no more, and what this node could do for it."""
+        match event:
+            case on.Demanded():
+                self._demanded(event, now)
+            case on.Withdrawn():
+                self.register.remove(event.deployment, event.created, now)
+                self.coordinator.withdraw(event.deployment, "withdrawn", now)
+            case on.ModelOpened():
+                self.successor.opened(event, now)
+            case on.ModelNotOpened():
+                self.successor.not_opened(event, now)
+            case _:
+                assert_never(event)
+
+    def _demanded(self, event: on.Demanded, now: float) -> None:
+        """A new demand, or one that was known before and that somebody else may care for by now."""
+        known = self.register.demands.find(event.demand.deployment)
+        if known is None:
+            demand = self.register.say(msgspec.structs.replace(event.demand, created=event.created), now)
+            self.coordinator.demanded(replace(event, demand=demand), now)
+        elif known.deployment in self.deployments:
+            self.deployments[known.deployment].has_file = True
+        elif not known.removed and not self.successor.cared_for(known.deployment, now):
+            self.coordinator.demanded(replace(event, demand=known), now)
 
     def _found_out(self, event: Found, now: float) -> None:
         """Something about this node itself, which its announcement tells."""
@@ -217,12 +252,23 @@ class Mediator:
                 Grant() | Refuse() | Committed() | Renewed() | Progress() | Fetched() | Ready() | Connected() | Failed()
             ):
                 self.coordinator.answered(peer, message, now)
+            case DemandRecord():
+                news = self.register.received(peer, message, now)
+                if news is not None and news.deployment in self.deployments:
+                    self._revised(news, now)
             case Drain():
                 self._drain(peer, message.draining, now)
             case Unknown():
                 pass
             case _:
                 self.membership.received(peer, message, now)
+
+    def _revised(self, demand: Demand, now: float) -> None:
+        """Somebody said something else about what this node cares for."""
+        if demand.removed:
+            self.coordinator.withdraw(demand.deployment, "withdrawn", now)
+        else:
+            self.coordinator.revised(demand, now)
 
     def _drain(self, peer: NodeId, draining: bool, now: float) -> None:
         author = self.roster.authors.get(peer)
@@ -256,10 +302,10 @@ class Mediator:
                     assert_never(order)
 
     def _lost(self, peer: NodeId, reason: str, now: float) -> None:
-        """Its runs here go on while their lease lasts, unless it left on purpose or is no member any more."""
+        """Its runs here wait for a successor as long as their lease lasts, unless it is no member any more."""
         self.coordinator.lost(peer, reason, now)
         entry = self.roster.entries.get(peer)
-        if entry is None or entry.left or self.membership.barred(peer):
+        if entry is None or self.membership.barred(peer):
             self.participant.gone(peer, now)
 
     # --- every time -------------------------------------------------------------------------------------------
@@ -275,6 +321,7 @@ class Mediator:
         self.membership.keep_links_to(self._partners())
         self.membership.settle(now)
         self._follow(now)
+        self.successor.settle(now)
         self.coordinator.settle(now)
         if self.out.local:
             self._settle(now)
@@ -288,6 +335,13 @@ class Mediator:
         """Every member as the planner may use it for `deployment`, whose weights are of `kind`."""
         return inventory_of(self, deployment, kind)
 
+    def _sources(self, digest: str) -> tuple[NodeId, ...]:
+        """Nodes that have bytes of the model `digest`, by their word; who has most first."""
+        told = {node: entry.body.cached for node, entry in self.roster.entries.items() if self.reachable(node)}
+        told[self.node] = self.cached
+        sizes = {node: sum(last - first for first, last in cached.get(digest, ())) for node, cached in told.items()}
+        return tuple(sorted((node for node in sizes if sizes[node]), key=lambda node: (-sizes[node], node)))
+
     def _announce_soon(self, now: float) -> None:
         self.membership.voice.soon(now)
 
@@ -296,7 +350,8 @@ class Mediator:
         held = [run.claim for run in self.ledger.held.values()]
         found = {stage.node for claim in held for stage in claim.stages} | {claim.coordinator for claim in held}
         left = {node for node, entry in self.roster.entries.items() if entry.left}
-        return frozenset((found | self.coordinator.partners() | self.out.awaited()) - left)
+        found |= self.coordinator.partners() | self.successor.partners() | self.out.awaited()
+        return frozenset(found - left)
 
     def _body(self) -> Body:
         body = Body(
@@ -317,12 +372,12 @@ class Mediator:
             speeds=announcing.speeds(self.speeds),
             ways=announcing.ways(self.ways),
             draining=self.draining,
+            coordinates=() if self.stopping else tuple(self.coordinator.cared_for()[:COORDINATED]),
         )
         return announcing.fitting(body)
 
     def _stop(self, now: float) -> None:
-        for key in list(self.deployments):
-            self.coordinator.withdraw(key, "leaving", now)
+        self.coordinator.leave(now)
         self._listen(now)
         for fence in list(self.ledger.held):
             self.participant.release(fence, now)

@@ -12,6 +12,7 @@ from meshnode.core.coordination.ledger import Ledger, Report
 from meshnode.core.membership.membership import Membership
 from meshnode.core.node import effects as do
 from meshnode.core.node.outbox import Outbox
+from meshnode.core.node.register import Register
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.fence import Fence
@@ -38,8 +39,9 @@ Ordered = Claim | Prepare | Connect | Commit | FenceOff | Renew | Abort
 class Participant:
     """What this node does for coordinators, itself among them."""
 
-    def __init__(self, membership: Membership, ledger: Ledger, out: Outbox) -> None:
+    def __init__(self, membership: Membership, ledger: Ledger, register: Register, out: Outbox) -> None:
         self._membership = membership
+        self._register = register
         self._out = out
         self._rules = ledger.rules
         self.ledger = ledger
@@ -95,7 +97,7 @@ class Participant:
             self._membership.voice.soon(now)
 
     def gone(self, peer: NodeId, now: float) -> None:
-        """`peer` left on purpose or was revoked: what it coordinated here ends now."""
+        """`peer` was revoked: what it coordinated here ends now."""
         for fence in self.ledger.of_coordinator(peer):
             self.release(fence, now)
 
@@ -116,7 +118,8 @@ class Participant:
             raise PeerError("only members may claim")
         if self._rules.signed_claim and claim.coordinator != peer:
             raise PeerError("a claim in another node's name")
-        answer, superseded = self._judged(claim, now)
+        answer, superseded = self._judged(peer, claim, now)
+        self._register.write()
         if isinstance(answer, Grant) and self._rules.persisted_grant:
             self._persist()
         for fence in superseded:
@@ -127,10 +130,13 @@ class Participant:
             self.repeat_grants(peer)  # it may be a run of its own, forgotten there, that is in the way
         self._membership.voice.soon(now)
 
-    def _judged(self, claim: Claim, now: float) -> tuple[Grant | Refuse, list[Fence]]:
+    def _judged(self, peer: NodeId, claim: Claim, now: float) -> tuple[Grant | Refuse, list[Fence]]:
         if any(self._membership.revocations.expelled(stage.node) for stage in claim.stages):
             return self.ledger.refuse(claim, "revoked", "a node of that plan was revoked from the mesh"), []
-        return self.ledger.claim(claim, now, lambda holder: self._lost(holder, now))
+        refusal = self._register.refusal(peer, claim, now)
+        if refusal is not None:
+            return self.ledger.refuse(claim, *refusal), []
+        return self.ledger.claim(claim, now, lambda holder: self.lost(holder, now))
 
     def _prepare(self, peer: NodeId, order: Prepare, now: float) -> None:
         claimed = self.ledger.prepare(peer, order)
@@ -140,7 +146,7 @@ class Participant:
             self.release(old, now, tuple(do.Kept(before, order.fence, after) for before, after in adopted.items()))
         self._out.do(do.PrepareStage(order, claimed.reserved_bytes))
 
-    def _lost(self, holder: NodeId, now: float) -> bool:
+    def lost(self, holder: NodeId, now: float) -> bool:
         """This node's own evidence: no link to the holder, or nothing heard on it for too long."""
         if holder == self._membership.node:
             return False

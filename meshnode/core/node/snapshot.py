@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from meshnode.core.coordination.run import State
 from meshnode.core.node.deployments import Deployment, Phase
 from meshnode.core.node.mediator import Mediator
@@ -25,7 +27,7 @@ def status(mediator: Mediator, now: float, *, api_url: str, issuer: bool) -> Nod
         memory_usable=me.memory_usable,
         uptime_s=round(now - mediator.started_at, 3),
         peers=_peers(mediator, now),
-        deployments=(*_own(mediator), *_granted(mediator), *_elsewhere(mediator)),
+        deployments=_all(mediator, now),
         warnings=_barred(mediator),
         draining=mediator.draining,
         counters={**mediator.counters, "refused_claims": mediator.ledger.refused},
@@ -88,6 +90,34 @@ def _own(mediator: Mediator) -> list[DeploymentStatus]:
     return [_deployment(mediator, deployment) for deployment in mediator.deployments.values()]
 
 
+def _all(mediator: Mediator, now: float) -> tuple[DeploymentStatus, ...]:
+    """What is served or on its way, then what is wanted beside that."""
+    found = (*_own(mediator), *_granted(mediator, now), *_elsewhere(mediator))
+    told = {each.deployment for each in found}
+    return (*found, *(each for each in _wanted(mediator) if each.deployment not in told))
+
+
+def _wanted(mediator: Mediator) -> list[DeploymentStatus]:
+    """Demands of which nothing is loaded here: somebody prepares them, or nobody cares for them at the moment."""
+    entries = mediator.roster.entries.items()
+    found = []
+    for demand in mediator.register.demands.wanted():
+        key = demand.deployment
+        holders = [node for node, entry in entries if key in entry.body.coordinates and mediator.reachable(node)]
+        author = mediator.name_of(demand.author)
+        alone = f"no machine that is here coordinates it: one that has some of it goes on, or {author} when it is back"
+        found.append(
+            DeploymentStatus(
+                deployment=key,
+                model=demand.model,
+                state="planning" if holders else "waiting",
+                coordinator=min(holders, default=""),
+                note="" if holders else alone,
+            )
+        )
+    return found
+
+
 def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:
     demand, run = deployment.demand, deployment.run
     if run is None:
@@ -105,13 +135,19 @@ def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:
     return _of_claim(mediator, run.claim, state, run.stages, run.progress)
 
 
-def _granted(mediator: Mediator) -> list[DeploymentStatus]:
+def _granted(mediator: Mediator, now: float) -> list[DeploymentStatus]:
     """Runs of other coordinators that use this node's memory."""
-    return [
-        _of_claim(mediator, run.claim, "serving" if run.committed else "preparing", run.states, run.progress)
-        for fence, run in mediator.ledger.held.items()
-        if run.claim.coordinator != mediator.node
-    ]
+    found = []
+    for run in mediator.ledger.held.values():
+        coordinator = run.claim.coordinator
+        if coordinator == mediator.node:
+            continue
+        shown = _of_claim(mediator, run.claim, "serving" if run.committed else "preparing", run.states, run.progress)
+        if mediator.participant.lost(coordinator, now):
+            note = f"{mediator.name_of(coordinator)}, which coordinates it, is gone: another machine goes on with it"
+            shown = msgspec.structs.replace(shown, state="waiting", note=note)
+        found.append(shown)
+    return found
 
 
 def _elsewhere(mediator: Mediator) -> list[DeploymentStatus]:

@@ -4,12 +4,12 @@ Invariant: same input, in any order, gives the same plan, byte for byte, on ever
 no chance.
 """
 
-from meshnode.core.planning.demand import Demand, DeploymentId
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.planner import make_plan
 from meshnode.core.planning.shortfall import Shortfall
+from meshnode.wire.demand import Demand, DeploymentId
 
 __all__ = [
     "Demand",

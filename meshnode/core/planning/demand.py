@@ -1,22 +1,15 @@
-"""What shall be served, and how: the record that a plan answers.
+"""What a demand may ask for: the options that a plan answers.
 
 Invariant: what a user set is planned exactly or refused, never changed; 0 and "" mean "choose for me".
 """
 
 from __future__ import annotations
 
-from typing import NewType
-
-import msgspec
-
 from meshnode.core.planning.cuts import pinned_cuts
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.errors import ConfigError, ModelError
-from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.limits import LANES
-
-DeploymentId = NewType("DeploymentId", str)
-"""Random, made by `serve`; outlives its runs."""
 
 DEFAULT_LANES = 4
 """Streams that a household or small team has open at once; with unified KV each costs only its share of the cells."""
@@ -29,33 +22,6 @@ _BYTES_MAX = 1 << 50  # one petabyte: sums of 512 of them stay below 64 bits
 _STATE_MAX = 1 << 40  # of one layer and lane: the same for 64 lanes
 _VALUES_MAX = 1 << 24  # cached a token and layer: the widest known keep 2^16
 _CONTEXT_MAX = 1 << 26  # tokens: the longest known are 10 million
-
-
-class Demand(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One model that somebody asked for; the higher (version, author) wins."""
-
-    deployment: DeploymentId
-    version: int
-    author: NodeId
-    """Who asked and holds the model file; coordinates while it lives."""
-    manifest_digest: str
-    model: str
-    """The name that clients use."""
-    context: int = 0
-    """Tokens in all lanes together; 0: as many as fit, at most what the model was trained for."""
-    lanes: int = 0
-    """Sequences at once; 0: 4, or fewer where the recurrent state of 4 does not fit."""
-    kv_type: str = ""
-    """f32 | f16 | q8_0 | q4_0; empty: the model's default (q8_0 where it can)."""
-    pins: tuple[NodeId, ...] = ()
-    """Only these nodes may take layers, by exact id; empty: any."""
-    removed: bool = False
-    excludes: tuple[NodeId, ...] = ()
-    """These nodes take no layers, by exact id."""
-    cuts: tuple[int, ...] = ()
-    """Where to cut, exactly: the first layer of every stage but the first; empty: where it is fastest."""
-    replicas: int = 0
-    """Pipelines of this model, on nodes of their own each; 0: one."""
 
 
 def resolve_kv_type(demand: Demand, footprint: ModelFootprint) -> str:

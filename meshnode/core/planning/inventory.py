@@ -56,6 +56,9 @@ class Inventory(msgspec.Struct, frozen=True, omit_defaults=True):
 
     nodes: tuple[NodeInventory, ...]
     links: tuple[LinkInventory, ...] = ()
+    head: NodeId = NodeId("")
+    """Where the head will be, of a node that has not got the model file; empty: with the author of the demand, who has
+    it."""
 
 
 def offered_bytes(measured: int, limit: int | None) -> int:

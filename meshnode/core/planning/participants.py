@@ -7,10 +7,10 @@ from itertools import accumulate
 import msgspec
 
 from meshnode.core.planning.context import STAGE_RESERVE_BYTES
-from meshnode.core.planning.demand import Demand
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 from meshnode.wire.manifest import EMBEDDING, OUTPUT, SHARED, layer_name
 
 REASONS = {
@@ -82,7 +82,14 @@ def head_of(demand: Demand, inventory: Inventory) -> NodeId | None:
     """Where the head will be: with the author, who has the file, as long as it takes part in the mesh, also when it
     takes no layers. None: where stage 0 is."""
     present = {node.node for node in inventory.nodes if node.excluded in _STILL_HERE}
-    return demand.author if demand.author in present else None
+    head = inventory.head or demand.author
+    return head if head in present else None
+
+
+def has_file(demand: Demand, inventory: Inventory) -> NodeId:
+    """Who has the whole model without telling; nobody (empty) where the author does not coordinate: then what is told
+    counts."""
+    return NodeId("") if inventory.head else demand.author
 
 
 def missing_bytes(footprint: ModelFootprint, node: NodeInventory) -> tuple[int, ...]:
@@ -96,7 +103,7 @@ def missing_bytes(footprint: ModelFootprint, node: NodeInventory) -> tuple[int, 
 def lost_layers(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -> tuple[int, ...]:
     """Layers that nobody has who can be reached; none while the author, who has the file, is here."""
     sources = [node for node in inventory.nodes if node.excluded not in _GONE]
-    if any(node.node == demand.author for node in sources):
+    if any(node.node == has_file(demand, inventory) for node in sources):
         return ()
     held = {name for node in sources for name in node.cached.get(footprint.manifest_digest, ())}
     return tuple(index for index in range(len(footprint.layers)) if layer_name(index) not in held)

@@ -6,8 +6,8 @@ import hashlib
 
 import msgspec
 
-from meshnode.core.planning.demand import DeploymentId
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import DeploymentId
 
 _UNBOUND = frozenset({"prediction", "replicas"})
 """Not part of what nodes agree on: a prediction moves with every measurement, a replica has a digest of its own."""

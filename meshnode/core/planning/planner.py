@@ -21,7 +21,7 @@ from meshnode.core.planning.context import (
     layer_kv_bytes,
 )
 from meshnode.core.planning.cuts import Cuts, cuts_of, pinned_cuts
-from meshnode.core.planning.demand import DEFAULT_LANES, Demand, check_demand, resolve_kv_type
+from meshnode.core.planning.demand import DEFAULT_LANES, check_demand, resolve_kv_type
 from meshnode.core.planning.fit import ORDERS_ADVISED, Fit
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory, NodeInventory
@@ -29,6 +29,7 @@ from meshnode.core.planning.lattice import Lattice, Slices
 from meshnode.core.planning.pace import Pace, pace_of
 from meshnode.core.planning.participants import (
     Exclusion,
+    has_file,
     head_of,
     lost_layers,
     missing_bytes,
@@ -39,6 +40,7 @@ from meshnode.core.planning.plan import Plan, StagePlan
 from meshnode.core.planning.prediction import prediction_of
 from meshnode.core.planning.shortfall import Found as Room
 from meshnode.core.planning.shortfall import Shortfall, Wanted, explain
+from meshnode.wire.demand import Demand
 
 WIDENING_PERCENT = 5
 """So much slower a token may become for more context than the target: between equally fast nodes layers move freely
@@ -92,7 +94,7 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
         wanted,
         left,
         (*busy, *excluded),
-        Room(room, lost, (len(placements), count), round_trips(demand.author, inventory)),
+        Room(room, lost, (len(placements), count), round_trips(inventory.head or demand.author, inventory)),
     )
 
 
@@ -166,7 +168,7 @@ class Search:
             pace = pace_of(self._footprint, target, self.kv_type, nodes, (self._head, self.inventory.links))
             for lanes in self._lanes:
                 fit = self._fit(target, lanes)
-                choice = Chooser(self._footprint, fit, pace, self.demand.author).choose()
+                choice = Chooser(self._footprint, fit, pace, has_file(self.demand, self.inventory)).choose()
                 if choice is not None:
                     found = choice.found
                     return self._widened(Placement(found.order, found.ends, target, lanes, choice, pace))

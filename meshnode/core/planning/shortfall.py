@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from meshnode.core.planning.context import Costs, costs_of
-from meshnode.core.planning.demand import DEFAULT_LANES, Demand
+from meshnode.core.planning.demand import DEFAULT_LANES
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.core.planning.inventory import NodeInventory
 from meshnode.core.planning.participants import REASONS, Exclusion, fetch_bytes
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand
 
 _NOT_MEMORY = {
     "artifacts": "Start the node that has the file, or `meshnode serve` the same file on another.",

@@ -11,6 +11,7 @@
     incarnation    boot counter
     ledger         claims and grants that must survive a restart
     revocations    the revocation lists of all issuers
+    demands        models that shall be served, as somebody signed them, and those that were given up
     peers.json     where the members were last seen; only a shortcut, never trusted
     api-token      0600   for routes that change things, on loopback too
     cache/         artifacts by manifest digest
@@ -61,6 +62,7 @@ _BOOK_BYTES = 32 * 1024 * 1024
 
 _REVOCATIONS_BYTES = 2 * 1024 * 1024
 """33 lists of at most 30 KB, each with a certificate of at most 2 KB."""
+_DEMANDS_BYTES = 3 * 1024 * 1024
 _PEERS_BYTES = 1024 * 1024
 """256 members with 8 addresses of at most 260 characters, and room."""
 
@@ -293,6 +295,15 @@ class DataDirectory:
         """Durable when this returns; at most 2 MiB."""
         assert len(data) <= _REVOCATIONS_BYTES, "33 lists of at most 30 KB are kept"
         self._files.write("revocations", data)
+
+    def demands(self) -> bytes | None:
+        """What `store_demands` kept, or None."""
+        return self._files.read("demands", _DEMANDS_BYTES)
+
+    def store_demands(self, data: bytes) -> None:
+        """Durable when this returns; at most 3 MiB."""
+        assert len(data) <= _DEMANDS_BYTES, "64 demands of 12 KB and 256 tombstones of 5 KB"
+        self._files.write("demands", data)
 
     def peers(self) -> dict[NodeId, tuple[str, ...]]:
         """Addresses of known members; empty when the file is missing or damaged."""

@@ -14,7 +14,7 @@ from threading import Lock
 from types import TracebackType
 
 from meshnode.errors import ModelError
-from meshnode.io.llama.gguf_file import GgufModel, Tensor, encode_header
+from meshnode.io.llama.gguf_file import GgufModel, Tensor, encode_header, open_model
 from meshnode.io.llama.slicing import TOKEN_EMBEDDING
 from meshnode.wire.manifest import (
     EMBEDDING,
@@ -111,6 +111,13 @@ def build_manifest(model: GgufModel, progress: Callable[[int, int], bool] | None
         for file in files:
             file.close()
     return Manifest(1, architecture_of(model), layer_count(model), tuple(artifacts))
+
+
+def described(metadata: Path, manifest: Manifest) -> GgufModel:
+    """The model of `manifest` without its weights, from its metadata artifact alone. Errors: ModelError."""
+    entries = (entry for artifact in manifest.artifacts for entry in artifact.tensors)
+    tensors = tuple(Tensor(entry.name, entry.type, entry.dims, 0, entry.offset, entry.size) for entry in entries)
+    return GgufModel((metadata,), open_model(metadata).keys, tensors)
 
 
 class _SharedFile:

@@ -21,12 +21,12 @@ from meshnode.core.node.mediator import Mediator, NodeRules, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning import Demand, make_plan
-from meshnode.core.planning.demand import DeploymentId
 from meshnode.core.planning.footprint import LayerFootprint, ModelFootprint
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.revocation import RevocationList
+from meshnode.wire.demand import DeploymentId
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import AnyMessage, Connected, Failed, Fetched, Progress, Ready, Revoke, decode, encode
 
@@ -108,6 +108,12 @@ class World:
     hooks: list[Callable[[str, do.Effect], bool]] = field(default_factory=list)
     log: list[tuple[str, do.Effect]] = field(default_factory=list)
     persisted: dict[str, bytes] = field(default_factory=dict)
+    kept: dict[str, bytes] = field(default_factory=dict)
+    """Demands on disk."""
+    models: dict[str, ModelFootprint] = field(default_factory=dict)
+    """By manifest digest; whoever loaded a slice of one has what a head needs."""
+    cached: dict[str, dict[str, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+    """Slices on disk, by node and manifest digest."""
     rules: Rules = RULES
     streams_s: float = 1.0
     """How long answers under way take when a head is to drain."""
@@ -124,8 +130,10 @@ class World:
         mediator = Mediator(me, HashAuthority(node, role), draw, self.now, NodeRules(self.rules))
         if name in self.persisted:
             mediator.ledger.restore(self.persisted[name])
+        if name in self.kept:
+            mediator.register.restore(self.kept[name], 0)
         self.nodes[name] = mediator
-        self.hand(name, on.TimePassed())
+        self.hand(name, on.CacheChanged(dict(self.cached.get(name, {}))))
         return mediator
 
     def meet(self, *names: str) -> None:
@@ -135,6 +143,7 @@ class World:
 
     def serve(self, name: str, model: ModelFootprint | None = None, deployment: str = "d1", lanes: int = 4) -> None:
         model = model or footprint()
+        self.models[model.manifest_digest] = model
         node = name_to_id(name)
         demand = Demand(DeploymentId(deployment), 1, node, model.manifest_digest, model.name, context=256, lanes=lanes)
         self.hand(name, on.Demanded(demand, model, 0))
@@ -202,8 +211,11 @@ class World:
                 self.later(lambda: self._deliver(node, peer, frame))
             case do.CloseLink(peer=peer, reason=reason):
                 self.later(lambda: self._closed(node, peer, reason))
-            case do.Persist(ledger=ledger):
-                self.persisted[name] = ledger
+            case do.Persist() | do.KeepDemands():
+                self._write(name, effect)
+            case do.OpenModel(demand=demand):
+                opened = on.ModelOpened(demand.deployment, self.models[demand.manifest_digest])
+                self.later(lambda: self._hand_if_there(name, opened), 0.5)
             case do.MakePlan():
                 outcome = make_plan(effect.demand, effect.footprint, effect.inventory)
                 self.later(lambda: self._hand_if_there(name, on.Planned(effect.deployment, effect.serial, outcome)))
@@ -212,6 +224,10 @@ class World:
             case do.PrepareStage(order=order):
                 self.report(name, Progress(order.fence, order.stage, "loading", 1000, 1000))
                 self.report(name, Ready(order.fence, order.stage))
+                held = self.cached.setdefault(name, {})
+                if (order.first, order.last) not in held.get(order.manifest_digest, ()):
+                    held[order.manifest_digest] = (*held.get(order.manifest_digest, ()), (order.first, order.last))
+                    self.later(lambda: self._hand_if_there(name, on.CacheChanged(dict(held))))
             case do.ConnectStages(fence=fence):
                 held = self.nodes[name].ledger.held[fence]
                 for stage in held.own(node):
@@ -223,6 +239,12 @@ class World:
                 self.later(lambda: self._hand_if_there(name, on.HeadOpened(fence)), 0.05)
             case _:
                 pass
+
+    def _write(self, name: str, effect: do.Persist | do.KeepDemands) -> None:
+        if isinstance(effect, do.Persist):
+            self.persisted[name] = effect.ledger
+        else:
+            self.kept[name] = effect.demands
 
     def _dialed(self, name: str, other: NodeId) -> None:
         if name not in self.nodes:

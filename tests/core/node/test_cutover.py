@@ -110,7 +110,7 @@ def test_no_plan_is_made_again_of_what_gave_no_gain(split: World) -> None:
     split.run(2 * LOOK_S)
     before = len(split.effects("a", do.MakePlan))
     for _ in range(10):
-        split.hand("b", on.CacheChanged({}))
+        split.hand("b", on.CacheChanged(split.cached["b"]))
         split.run(LOOK_S)
     assert len(split.effects("a", do.MakePlan)) == before
 

@@ -1,0 +1,157 @@
+"""What happens to a model when the node that coordinates it is gone: another one goes on, and exactly one."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnode.core.coordination.run import State
+from meshnode.core.node import effects as do
+from meshnode.core.node import events as on
+from meshnode.core.node.successor import RANK_S
+from meshnode.wire.messages import Prepare
+from tests.core.node.mesh import World, name_to_id
+
+NODES = ("a", "b", "c")
+
+
+def coordinators(world: World) -> list[str]:
+    return [name for name, mediator in world.nodes.items() if mediator.deployments]
+
+
+def serving(world: World) -> list[str]:
+    """Where a run serves."""
+    return [
+        name
+        for name, mediator in world.nodes.items()
+        for each in mediator.deployments.values()
+        if each.current is not None and each.current.state is State.SERVING
+    ]
+
+
+def silent(world: World, name: str) -> None:
+    """Its power is cut: nobody is told, and nothing is answered."""
+    gone = world.nodes[name].node
+    world.cut |= {frozenset((gone, mediator.node)) for mediator in world.nodes.values()}
+    del world.nodes[name]
+
+
+@pytest.fixture
+def world() -> World:
+    """Coordinated by a, which has no room for a slice, and loaded by b and c."""
+    made = World()
+    for name, memory in (("a", 50), ("b", 900), ("c", 700)):
+        made.add(name, memory)
+    made.meet(*NODES)
+    made.run(2)
+    made.serve("a")
+    made.run(4)
+    assert serving(made) == ["a"]
+    assert made.nodes["b"].ledger.held
+    assert made.nodes["c"].ledger.held
+    return made
+
+
+def test_every_node_knows_what_is_wanted(world: World) -> None:
+    for name in NODES:
+        assert [demand.model for demand in world.nodes[name].register.demands.wanted()] == ["model"]
+        assert world.kept[name]
+
+
+def test_a_participant_takes_over_within_seconds_and_every_slice_stays_loaded(world: World) -> None:
+    prepared = len(world.sent(Prepare))
+    before = {name: [e.fence for e in world.effects(name, do.StopStages) if not e.kept] for name in NODES}
+    silent(world, "a")
+    world.run(6)
+    assert len(serving(world)) == 1
+    for name in ("b", "c"):
+        stops = [e.fence for e in world.effects(name, do.StopStages) if not e.kept]
+        assert stops == before[name], "no stage process ended"
+        assert [e.kept for e in world.effects(name, do.StopStages)][-1], "its stage goes on in the next run"
+    assert len(world.sent(Prepare)) > prepared
+
+
+def test_only_one_takes_over_and_the_other_follows(world: World) -> None:
+    silent(world, "a")
+    world.run(20)
+    assert coordinators(world) == serving(world)
+    assert len(serving(world)) == 1
+    opened = [name for name, effect in world.log if isinstance(effect, do.OpenModel)]
+    assert opened, "somebody opened the model"
+
+
+def test_the_next_candidate_claims_when_the_first_cannot_open_the_model(world: World) -> None:
+    refused: list[str] = []
+
+    def hook(name: str, effect: do.Effect) -> bool:
+        if isinstance(effect, do.OpenModel) and not refused:
+            refused.append(name)
+            world.later(lambda: world.hand(name, on.ModelNotOpened(effect.demand.deployment, "no disk")))
+            return True
+        return False
+
+    world.hooks.append(hook)
+    silent(world, "a")
+    world.run(6 + RANK_S)
+    assert serving(world) == [name for name in ("b", "c") if name not in refused]
+
+
+def test_a_coordinator_that_comes_back_disturbs_nothing(world: World) -> None:
+    silent(world, "a")
+    world.run(8)
+    fence = [m.deployments["d1"].current.fence for m in world.nodes.values() if m.deployments]
+    world.cut.clear()
+    world.add("a", 50, incarnation=2)
+    world.meet("b", "a")
+    world.run(15)
+    assert [m.deployments["d1"].current.fence for m in world.nodes.values() if m.deployments] == fence
+
+
+def test_a_coordinator_that_leaves_is_followed_at_once(world: World) -> None:
+    world.hand("a", on.Stopping())
+    world.run(3)
+    assert serving(world) in (["b"], ["c"])
+
+
+def test_what_is_unloaded_anywhere_is_withdrawn_everywhere(world: World) -> None:
+    world.hand("c", on.Withdrawn("d1", 7))
+    world.run(3)
+    assert not coordinators(world)
+    for name in NODES:
+        assert not world.nodes[name].register.demands.wanted()
+        assert not world.nodes[name].ledger.held
+    world.run(30)
+    assert not coordinators(world)
+
+
+def test_what_was_unloaded_while_a_node_was_away_does_not_come_back_with_it(world: World) -> None:
+    silent(world, "a")
+    world.run(6)
+    world.hand("b", on.Withdrawn("d1", 7))
+    world.run(2)
+    world.cut.clear()
+    world.add("a", 50, incarnation=2)
+    world.meet("b", "a")
+    world.run(20)
+    assert not coordinators(world)
+
+
+def test_two_who_coordinate_one_demand_after_a_partition_become_one() -> None:
+    world = World()
+    for name in NODES:
+        world.add(name, 2000)
+    world.meet(*NODES)
+    world.run(2)
+    world.cached["c"] = {}
+    world.serve("a")
+    world.run(3)
+    digest = next(iter(world.models))
+    world.hand("c", on.CacheChanged({digest: ((0, 9),)}))
+    world.run(3)
+    apart = {frozenset((name_to_id("c"), name_to_id(other))) for other in ("a", "b")}
+    world.cut |= apart
+    world.run(25)
+    assert sorted(serving(world)) == ["a", "c"], "each side serves with what it has"
+    world.cut.clear()
+    world.run(70)
+    assert len(coordinators(world)) == 1
+    assert coordinators(world) == serving(world)
