@@ -53,7 +53,7 @@ def test_the_second_question_goes_through_the_stages_in_two_chunks() -> None:
     assert [len(frame.positions) for frame in head.scheduler.next_frames(0.0)] == [16]
     head = Head(chunk=128)
     head.scheduler.submit(halves, 0.0)
-    assert [frame.positions.tolist() for frame in head.scheduler.next_frames(0.0)] == [[*range(8)], [*range(8, 16)]]
+    assert [list(frame.positions) for frame in head.scheduler.next_frames(0.0)] == [[*range(8)], [*range(8, 16)]]
 
 
 def test_a_run_with_smaller_chunks_keeps_its_own() -> None:
