@@ -190,6 +190,30 @@ async def test_a_stage_that_stops_answering_is_a_time_out_for_each_token(autojum
         assert it.pipeline.statistics().lanes_busy == 0
 
 
+async def test_a_token_that_came_reaches_its_consumer_although_the_next_row_cannot_be_sent() -> None:
+    it, got = Wired(), []
+
+    async def consume() -> None:
+        async with it.pipeline.generate(Generation("a", (1, 2), 9, Sampling())) as tokens:
+            async for sampled in tokens:
+                got.append(sampled.token)
+
+    async def broken(_data) -> None:
+        raise trio.BrokenResourceError
+
+    with pytest.RaisesGroup(pytest.RaisesGroup(StageLost), StageLost):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.greet)
+            await nursery.start(it.pipeline.run)
+            async with trio.open_nursery() as consumers:
+                consumers.start_soon(consume)
+                assert isinstance(await it.read_frame(), Heartbeat)
+                it.stages.take([await it.read_frame()])
+                it.pipeline._to_first.send_all = broken
+                await it.send(it.stages.answer_oldest())
+    assert got == answer((1, 2), 1)
+
+
 async def test_an_idle_head_gives_a_sign_of_life_and_notices_silence(autojump_clock) -> None:
     it = Wired()
     with pytest.RaisesGroup(StageLost):
