@@ -158,11 +158,12 @@ class Shelf:
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
-        files = open_artifacts(model, manifest)
-        self._files.append(files)
-        source = ModelSource(manifest, files.read)
-        self._sources[digest] = source
-        self.library.add(source)
+        if digest not in self._sources:  # loaded before: what was opened then gives the same bytes
+            files = open_artifacts(model, manifest)
+            self._files.append(files)
+            source = ModelSource(manifest, files.read)
+            self._sources[digest] = source
+            self.library.add(source)
         return LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
