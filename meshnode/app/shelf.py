@@ -229,11 +229,12 @@ class Shelf:
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
         write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
-        files = open_artifacts(model, manifest)
-        self._files.append(files)
-        source = ModelSource(manifest, files.read)
-        self._sources[digest] = source
-        self.library.add(source)
+        if digest not in self._sources:  # loaded before: what was opened then gives the same bytes
+            files = open_artifacts(model, manifest)
+            self._files.append(files)
+            source = ModelSource(manifest, files.read)
+            self._sources[digest] = source
+            self.library.add(source)
         return LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
@@ -68,3 +69,14 @@ async def test_r46_a_hundred_files_are_read_beside_the_event_loop_a_few_at_a_tim
 def test_a_model_is_called_by_its_file_without_numbers_of_parts() -> None:
     assert model_name(Path("/m/tiny-q8_0.gguf")) == "tiny-q8_0"
     assert model_name(Path("/m/big-00001-of-00003.gguf")) == "big"
+
+
+async def test_a_model_that_is_loaded_again_and_again_is_open_once(tmp_path: Path) -> None:
+    path = build(tmp_path / "m.gguf", layers=2)
+    shelf = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    await shelf.open(path, lambda done, total: None)
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        await shelf.open(path, lambda done, total: None)
+    assert psutil.Process().num_fds() == before
+    shelf.close()
