@@ -371,9 +371,12 @@ class Mediator:
             speeds=announcing.speeds(self.speeds),
             ways=announcing.ways(self.ways),
             draining=self.draining,
-            coordinates=() if self.stopping else tuple(self.coordinator.cared_for()[:COORDINATED]),
+            coordinates=() if self.stopping else self._cared_for(),
         )
         return announcing.fitting(body)
+
+    def _cared_for(self) -> tuple[str, ...]:
+        return (*self.coordinator.cared_for(), *self.successor.opening())[:COORDINATED]
 
     def _stop(self, now: float) -> None:
         self.coordinator.leave(now)
