@@ -224,6 +224,7 @@ class Mediator:
         self.membership.link_opened(peer, now)
         self.out.linked(peer)
         self.coordinator.changed(now)
+        self.successor.changed()
         self.participant.repeat_grants(peer)
 
     def _link_closed(self, event: on.LinkClosed, now: float) -> None:
@@ -293,6 +294,7 @@ class Mediator:
                     self._lost(order.node, order.reason, now)
                 case member.Changed():
                     self.coordinator.changed(now)
+                    self.successor.changed()
                 case member.Keep():
                     self.out.do(do.KeepRevocations(order.revocations))
                 case member.Noted():
@@ -303,6 +305,7 @@ class Mediator:
     def _lost(self, peer: NodeId, reason: str, now: float) -> None:
         """Its runs here wait for a successor as long as their lease lasts, unless it is no member any more."""
         self.coordinator.lost(peer, reason, now)
+        self.successor.changed()
         entry = self.roster.entries.get(peer)
         if entry is None or self.membership.barred(peer):
             self.participant.gone(peer, now)

@@ -71,6 +71,9 @@ class Successor:
         self._draw = draw
         self._began_at: float | None = None
         self._due: float | None = None
+        self._news = True
+        self._seen: object = None
+        self._partners: set[NodeId] = set()
         self.waits: dict[str, Wait] = {}
 
     def deadline(self) -> float | None:
@@ -79,7 +82,11 @@ class Successor:
 
     def partners(self) -> set[NodeId]:
         """Who cares for what this node could go on with: they are listened to closely."""
-        return {node for demand in self._waiting() if self._can(demand) for node, _ in self._holders(demand.deployment)}
+        return self._partners
+
+    def changed(self) -> None:
+        """Who is there, or what one of them says, is other than before."""
+        self._news = True
 
     def opening(self) -> list[str]:
         """What this node is about to care for."""
@@ -93,7 +100,8 @@ class Successor:
         wait = self.waits.get(event.deployment)
         if demand is None or demand.removed or wait is None:
             return
-        wait.opening = False
+        self._listen(event.deployment, wait, now)
+        wait.opening, self._news = False, True
         self._membership.voice.soon(now, settle=0.0)
         if now >= self._due_at(demand, wait, now):
             del self.waits[event.deployment]
@@ -104,7 +112,7 @@ class Successor:
         """Another may; this node tries again later."""
         wait = self.waits.get(event.deployment)
         if wait is not None:
-            wait.opening, wait.heard_at = False, now + OPEN_AGAIN_S
+            wait.opening, wait.heard_at, self._news = False, now + OPEN_AGAIN_S, True
             self._membership.voice.soon(now, settle=0.0)
             self._out.trace(f"{event.deployment} cannot be coordinated here: {event.message}")
 
@@ -120,10 +128,17 @@ class Successor:
         """Open what is to be gone on with, and give up what another cares for."""
         if self._began_at is None:
             self._began_at = now
+        # What is heard meanwhile only puts off what is due: in between there is nothing to look at.
+        seen = (tuple(self._coordinator.deployments), len(self._ledger.held), self._demands.changes, self._cached())
+        if not self._news and seen == self._seen and (self._due is None or now < self._due):
+            return
+        self._news, self._seen = False, seen
         for key in list(self._coordinator.deployments):
             self._yield(key, now)
         self._due = None
         waiting = self._waiting()
+        mine = [demand.deployment for demand in waiting if self._can(demand)]
+        self._partners = {node for key in mine for node, _ in self._holders(key)}
         for key in self.waits.keys() - {demand.deployment for demand in waiting}:
             del self.waits[key]
         for demand in waiting:
