@@ -194,7 +194,8 @@ class Liar:
     def _false_demand(self) -> list[bytes]:
         """A model that nobody asked for, or the end of one that somebody did."""
         assert self.machine.mediator is not None
-        mint, victim = self.world.mint, self.random.choice(list(self.world.machines.values()))
+        others = [machine for machine in self.world.machines.values() if machine.node != self.machine.node]
+        mint, victim = self.world.mint, self.random.choice(others)
         known = list(self.machine.mediator.register.demands.known.values())
         wanted = Demand(DeploymentId(self.random.randbytes(8).hex()), 1, victim.node, "0" * 64, "false")
         if known and self.random.random() < 0.7:
