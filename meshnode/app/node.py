@@ -180,7 +180,7 @@ class Node:
                     await self.runtime.post(peer)
                 if isinstance(intent, Serve):
                     assert self.tokenizer is not None, "a node that serves was given one"
-                    nursery.start_soon(self.models.serve, _wanted(settings, intent.model), self.tokenizer)
+                    nursery.start_soon(self._serve, _wanted(settings, intent.model), self.tokenizer)
                 await stop.wait()
             finally:
                 node_file.unlink(missing_ok=True)
@@ -420,6 +420,11 @@ class Node:
                     await self.runtime.post(CacheChanged(cached))
                 known, told = present, cached
             await self.runtime.changed()
+
+    async def _serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
+        """What this node was started for, in the place of what it was started for before."""
+        made = await self.models.serve(wanted, tokenizer, self.data.asked())
+        await trio.to_thread.run_sync(self.data.store_asked, made)
 
     async def _remember_peers(self) -> None:
         """Keep the addresses of members on disk, for the next start."""

@@ -176,6 +176,7 @@ class Coordinator:
         if deployment is not None:
             for run in deployment.runs():
                 self._obey(deployment, run, run.end(reason, "the model is no longer wanted"), now)
+            self.changed(now)  # others may wait for the memory
 
     def changed(self, now: float) -> None:
         """The members, or what one of them offers, are others than before."""
