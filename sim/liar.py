@@ -8,6 +8,7 @@ wrong mesh   its own announcement of another mesh, really signed
 false claim  a claim in another node's name
 false order  an order for a run of another coordinator, of which its peer holds a stage
 false list   a revocation list of the liar's own making, in its own name and in the issuer's
+false demand a demand in another node's name, or another's with more in it
 slander      a suspicion against a node that lives: really signed, to be refuted
 noise        bytes that are no message
 equivocated  another announcement of its own under the number of its last (a copied key looks the same)
@@ -26,6 +27,7 @@ from meshnode.identity.chains import key_bytes
 from meshnode.identity.domains import Domain, sign
 from meshnode.identity.ids import MeshId, NodeId, node_id_of
 from meshnode.identity.revocation import RevocationList, sign_list
+from meshnode.wire.demand import Demand, DeploymentId
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import (
     Abort,
@@ -34,6 +36,7 @@ from meshnode.wire.messages import (
     ClaimedStage,
     Commit,
     Connect,
+    DemandRecord,
     FenceOff,
     Introduce,
     Renew,
@@ -63,8 +66,9 @@ KINDS = (
     "equivocated",
     "false_list",
     "slander",
+    "false_demand",
 )
-FORGED = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "false_list")
+FORGED = ("flipped", "forged", "replayed", "minted", "wrong_mesh", "false_claim", "false_list", "false_demand")
 """Those that nobody may ever believe; the others are really signed, or nothing at all."""
 
 
@@ -125,6 +129,8 @@ class Liar:
                 return self._false_list()
             case "slander":
                 return self._slander()
+            case "false_demand":
+                return self._false_demand()
             case "equivocated":
                 return self._equivocated()
         if not self.kept:
@@ -184,6 +190,21 @@ class Liar:
         body, authority = self.random.choice(told), self.machine.authority
         false = Suspicion(body.mesh, authority.node, body.node, *body.number, alone=True)
         return [encode(suspect(false, authority))]
+
+    def _false_demand(self) -> list[bytes]:
+        """A model that nobody asked for, or the end of one that somebody did."""
+        assert self.machine.mediator is not None
+        others = [machine for machine in self.world.machines.values() if machine.node != self.machine.node]
+        mint, victim = self.world.mint, self.random.choice(others)
+        known = list(self.machine.mediator.register.demands.known.values())
+        wanted = Demand(DeploymentId(self.random.randbytes(8).hex()), 1, victim.node, "0" * 64, "false")
+        if known and self.random.random() < 0.7:
+            told = self.random.choice(known).demand
+            removed = not told.removed
+            wanted = msgspec.structs.replace(told, author=victim.node, version=told.version + 1, removed=removed)
+        raw = msgspec.msgpack.encode(wanted)
+        signature = sign(self.machine.authority.key, Domain.DEMAND, mint.mesh, raw)
+        return [encode(DemandRecord(victim.node, victim.authority.chain, raw, signature))]
 
     def _equivocated(self) -> list[bytes]:
         """Really signed, so it may be believed; but it must not keep anybody from hearing the next one."""

@@ -12,18 +12,23 @@ from meshnode.core.node.mediator import NODE_RULES, NodeRules
 from meshnode.identity.ids import NodeId
 from sim.agenda import stream
 from sim.checks import Violation
+from sim.engine import LOAD_S
 from sim.liar import EVERY_S, FORGED, Liar
 from sim.machine import Machine
 from sim.profiles import CALM, PROFILES
 from sim.rates import compare
 from sim.trial import Setting, populate, run
-from sim.world import World
+from sim.world import MEMORY_MB, World, footprint
 
 SETTLE_S = 30.0
 """Until a fresh mesh of any size is quiet."""
 SEED = 1
 WORLD_S = 5000.0
 """A long measurement is split into worlds of about this length: other seeds give other keys, rings and links."""
+
+
+TAKEOVER_NODES = 4
+"""Beside the coordinator: one more than the model needs."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,46 @@ def _of_one_world(nodes: int, bars: tuple[float, float], updates: int, deaths: i
     yield _detection_row(world, deaths)
 
 
+def takeover(seed: int, *, adopts: bool) -> float:
+    """Seconds from the power-off of a coordinator until another one's run serves; endless where none does.
+
+    `adopts`: it has no stage itself, so that all slices stay loaded; else a third of the layers is loaded anew, from
+    disks that have them.
+    """
+    world = World(seed, replace(CALM, loss=0.01))
+    populate(world, TAKEOVER_NODES)
+    first = world.add("coordinator", memory_mb=50 if adopts else MEMORY_MB)
+    first.disk.peers.update(next(iter(world.machines.values())).disk.peers)
+    first.disk.peers[next(iter(world.machines))] = ("n0:8420",)
+    world.agenda.at(0.5, first.start)
+    world.agenda.run(5.0)
+    if not adopts:
+        for machine in world.running():
+            machine.disk.files.add(footprint().manifest_digest)
+            machine.hand(on.CacheChanged(machine.disk.told()))
+            machine.hand(on.DrainWanted(machine.node, draining=machine.name in ("n0", "n1")))
+    world.serve(first)
+    world.agenda.run(15.0 + seed % 50 / 10)
+    for machine in world.running():
+        machine.hand(on.DrainWanted(machine.node, draining=False))
+    first.crash(power=True)
+    began = world.now
+    while world.now < began + 60.0:
+        world.agenda.run(world.now + 0.02)
+        if any(machine.engine.serving for machine in world.running()):
+            return world.now - began
+    return float("inf")
+
+
+def _takeover_row(worlds: int, *, adopts: bool) -> Row:
+    times = [takeover(seed, adopts=adopts) for seed in range(1, worlds + 1)]
+    what = "every slice stays loaded" if adopts else "a part is loaded anew, 0.3 to 0.6 s"
+    bar = 6.0 if adopts else 6.0 + 2 * LOAD_S
+    p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+    measured = f"p50 {p50:.1f} s, p99 {p99:.1f} s of {worlds}"
+    return Row(f"take-over after the coordinator's power-off, {what}", f"p99 {bar:.1f} s", measured, p99 <= bar)
+
+
 def measurements(*, long: bool) -> dict[str, Iterator[Row]]:
     """What to measure, by name; `long` as often as the bars ask for. Nothing runs before its rows are asked for."""
 
@@ -257,6 +302,10 @@ def measurements(*, long: bool) -> dict[str, Iterator[Row]]:
             lambda: _false_row(8, 1000.0, 0.0, 1.0),
         ),
         "planning": each(lambda: _planning_row(200 if long else 20, 0.03)),
+        "takeover": each(
+            lambda: _takeover_row(500 if long else 100, adopts=True),
+            lambda: _takeover_row(500 if long else 100, adopts=False),
+        ),
         "lies": each(lambda: _forgery_row(100_000 if long else 5_000)),
         "256": _of_one_world(256, (10.0, 3.0), 20 if long else 6, 3 if long else 1),
         "256-lossy": each(lambda: _spread_row(quiet(256, 0.20), 5.0, 20 if long else 6)),

@@ -153,11 +153,19 @@ class Models:
         assert servable is not None, "it has a digest"
         return servable
 
-    async def serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
-        """What the node was started for, checked by the caller, whose `tokenizer` outlives it. Raises MeshError."""
+    async def serve(self, wanted: Wanted, tokenizer: Tokenizer, before: frozenset[str]) -> frozenset[str]:
+        """What the node was started for, checked by the caller, whose `tokenizer` outlives it: its deployments.
+
+        In the place of those of `before`, but for what goes on elsewhere by now. Raises MeshError.
+        """
         loaded = _Loaded(model_name(wanted.path), tokenizer)
         self._loaded.append(loaded)
         await self._demand(loaded, wanted)
+        now, made = trio.current_time(), frozenset[str](loaded.deployments)
+        for old in sorted(before - made):
+            if not self._mediator.successor.cared_for(old, now):
+                await self._loop.post(Withdrawn(old, int(time.time())))
+        return made
 
     async def load(self, wanted: Wanted) -> str:
         """Serve one more; its name. Returns when the file was found good. Raises ConfigError, ModelError."""

@@ -183,7 +183,7 @@ class Node:
                     await self.runtime.post(peer)
                 if isinstance(intent, Serve):
                     assert self.tokenizer is not None, "a node that serves was given one"
-                    nursery.start_soon(self.models.serve, _wanted(settings, intent.model), self.tokenizer)
+                    nursery.start_soon(self._serve, _wanted(settings, intent.model), self.tokenizer)
                 await stop.wait()
             finally:
                 node_file.unlink(missing_ok=True)
@@ -429,6 +429,11 @@ class Node:
     def _members_at(self) -> dict[NodeId, tuple[str, ...]]:
         entries = self.mediator.roster.entries.items()
         return {node: entry.body.addresses for node, entry in entries if not entry.left}
+
+    async def _serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
+        """What this node was started for, in the place of what it was started for before."""
+        made = await self.models.serve(wanted, tokenizer, self.data.asked())
+        await trio.to_thread.run_sync(self.data.store_asked, made)
 
     # --- the end --------------------------------------------------------------------------------------------------
 

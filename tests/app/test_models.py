@@ -87,7 +87,7 @@ async def test_a_model_is_demanded_when_the_members_it_names_are_there_and_withd
     shelf = Shelf(tmp_path / "cache", nowhere, name_to_id("a"))
     models = Models(world.nodes["a"], loop, shelf, set)
     wanted = Wanted(model, context=128, only=("b",), exclude=("a",))
-    nursery.start_soon(models.serve, wanted, Tokenizer(nursery, model))
+    nursery.start_soon(models.serve, wanted, Tokenizer(nursery, model), frozenset())
     with trio.fail_after(60):
         while not models.problems:
             await trio.lowlevel.checkpoint()

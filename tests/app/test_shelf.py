@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import trio
 
 from meshnode.app.shelf import READERS, Shelf, model_name
+from meshnode.errors import LinkLost, ModelError, PeerError
 from meshnode.identity.ids import NodeId
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Hop, Prepare, RunOptions
 from tests.factory.models import build
 
 OPENED: list[tuple[int, str]] = []
@@ -80,3 +84,92 @@ async def test_a_model_that_is_loaded_again_and_again_is_open_once(tmp_path: Pat
         await shelf.open(path, lambda done, total: None)
     assert psutil.Process().num_fds() == before
     shelf.close()
+
+
+class Told:
+    """A source that another node would be: the library of a shelf, without a network between."""
+
+    def __init__(self, shelf: Shelf, name: str) -> None:
+        self._library, self.label = shelf.library, name
+        self.remote = True
+        self.given: list[str] = []
+
+    async def manifest(self, digest: str) -> bytes:
+        found = self._library.manifest_bytes(digest)
+        if found is None:
+            raise PeerError(f"{self.label} does not have it")
+        return found
+
+    async def fetch(self, digest: str, artifact: str, offset: int, length: int, sink: Any) -> None:
+        found = self._library.find(digest, artifact)
+        if found is None:
+            raise PeerError(f"{self.label} does not have {artifact}")
+        self.given.append(artifact)
+        await sink(found[1](offset, length))
+
+
+def order(digest: str, first: int, last: int, *sources: str) -> Prepare:
+    hop = Hop(bytes(16), "", NodeId(""))
+    named = [NodeId(name) for name in sources]
+    options = RunOptions(128, 1, 128, "q8_0", flash_attention=True)
+    fence = Fence(Term(1), RunId("0" * 16))
+    return Prepare(fence, "d1", digest, named[0], 0, 2, first, last, 4, options, hop, hop, tuple(named[1:]))
+
+
+async def test_what_a_head_needs_lies_beside_a_slice_and_bytes_come_from_whoever_has_them(tmp_path: Path) -> None:
+    nodes: dict[str, Told] = {}
+    asked: list[str] = []
+
+    @asynccontextmanager
+    async def connect(node: NodeId) -> Any:
+        asked.append(node)
+        if node == "gone":
+            raise LinkLost("it does not answer")
+        yield nodes[node]
+
+    path = build(tmp_path / "m.gguf", layers=4)
+    shelves = {name: Shelf(tmp_path / name, connect, NodeId(name)) for name in ("file", "first", "last", "new")}
+    nodes.update({name: Told(shelf, name) for name, shelf in shelves.items()})
+    local = await shelves["file"].open(path, lambda done, total: None)
+    assert await shelves["file"].cached() == {local.digest: ((0, 4),)}
+    with pytest.raises(ModelError, match="nothing of m lies"):
+        await shelves["new"].find(local.digest, "m")
+
+    await shelves["first"].obtain(order(local.digest, 0, 2, "file"), lambda done, total: None)
+    await shelves["last"].obtain(order(local.digest, 2, 4, "file"), lambda done, total: None)
+    shelves["file"].close()
+    asked.clear()
+    found = await shelves["first"].find(local.digest, local.name)
+    assert (found.footprint, found.manifest) == (local.footprint, local.manifest)
+    assert found.path.name == "metadata.gguf"
+    assert await shelves["first"].cached() == {local.digest: ((0, 2),)}
+
+    got = await shelves["new"].obtain(order(local.digest, 1, 4, "gone", "first", "last"), lambda done, total: None)
+    assert got.slice.is_file()
+    assert asked == ["gone", "first", "last"], "each is dialed once"
+    assert "layer.1" in nodes["first"].given
+    assert {"layer.2", "layer.3", "output"} <= set(nodes["last"].given)
+
+
+async def test_metadata_that_was_changed_on_disk_makes_no_head(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    local = await shelf.open(build(tmp_path / "m.gguf", layers=4), lambda done, total: None)
+    other = Shelf(tmp_path / "other", nowhere, NodeId("own"))
+    await other.store.prepare(local.digest, 0, 4, [Told(shelf, "own")])
+    path = other.store.directory(local.digest) / "metadata.gguf"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x01")
+    with pytest.raises(ModelError, match="was changed"):
+        await other.find(local.digest, "m")
+    shelf.close()
+
+
+async def test_where_a_model_lay_is_remembered_as_long_as_it_lies_there(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    path = build(tmp_path / "m.gguf", layers=4)
+    local = await shelf.open(path, lambda done, total: None)
+    shelf.close()
+    again = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    assert again.remembered(local.digest) == path
+    assert again.remembered("0" * 64) is None
+    path.unlink()
+    assert again.remembered(local.digest) is None

@@ -103,6 +103,8 @@ class Demands:
 
     def __init__(self) -> None:
         self.known: dict[str, Known] = {}
+        self.changes = 0
+        """How often it became another set."""
 
     def offer(self, record: DemandRecord, demand: Demand) -> tuple[bool, list[DemandRecord]]:
         """Merge one that was read: whether it is news, and the records that are held no longer."""
@@ -110,6 +112,7 @@ class Demands:
         before = self.known.get(demand.deployment)
         if before is not None and new.rank <= before.rank:
             return False, []
+        self.changes += 1
         gone = [] if before is None else [before.record]
         self.known[demand.deployment] = new
         cut = self._cut()

@@ -21,6 +21,7 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import DRAIN_S, MAKE_ROOM_S, Deployment, Draw, Place
 from meshnode.core.node.outbox import Outbox
+from meshnode.core.node.participant import is_silent
 from meshnode.core.node.register import Register
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
@@ -120,14 +121,17 @@ class Coordinator:
         if others:
             last = max(others, key=lambda run: (run.committed, run.claim.fence))
             deployment.inherits = last.claim.fence
+            deployment.predecessors = frozenset(run.claim.coordinator for run in others)
             deployment.inherited = last.claim if last.committed else None
             deployment.term = max(deployment.term, *(run.claim.fence.term for run in others))
         self._membership.voice.soon(now)
         return deployment
 
-    def succeed(self, demand: Demand, footprint: ModelFootprint, now: float) -> None:
-        """Care for a demand that nobody cares for: go on with the run that is loaded here, if one is."""
-        self._begin(demand, footprint, demand.created, now).has_file = False
+    def succeed(self, demand: Demand, footprint: ModelFootprint, before: set[NodeId], now: float) -> None:
+        """Care for a demand that nobody cares for any more, `before` did: go on with what is loaded here, if it is."""
+        deployment = self._begin(demand, footprint, demand.created, now)
+        deployment.has_file = False
+        deployment.predecessors |= before
 
     def revised(self, demand: Demand, now: float) -> None:
         """A later version of a demand that this node cares for."""
@@ -172,6 +176,7 @@ class Coordinator:
         if deployment is not None:
             for run in deployment.runs():
                 self._obey(deployment, run, run.end(reason, "the model is no longer wanted"), now)
+            self.changed(now)  # others may wait for the memory
 
     def changed(self, now: float, spared: Collection[NodeId] = ()) -> None:
         """The members, or what one of them offers, are others than before. `spared`: this node, where it is drained."""
@@ -274,12 +279,20 @@ class Coordinator:
         offered = self._offers.inventory(freed, deployment.footprint.weight_kind)
         if not deployment.has_file:
             offered = msgspec.structs.replace(offered, head=self._membership.node)
+        deployment.silent = {
+            node for node in deployment.missed() if is_silent(self._membership, node, now) and self._pings(node)
+        }
         inventory = deployment.view(offered, now)
         inherited = deployment.inherit(inventory, self._draw)
         if inherited is not None:
             self._claim(deployment, inherited, now)
         elif not deployment.knows(inventory, now):
             self._out.do(do.MakePlan(demand.deployment, deployment.serial, demand, deployment.footprint, inventory))
+
+    def _pings(self, node: NodeId) -> bool:
+        """Whether silence of it means anything: it is asked every second."""
+        link = self._membership.links.links.get(node)
+        return link is not None and link.watched
 
     # --- what runs order ------------------------------------------------------------------------------------------
 

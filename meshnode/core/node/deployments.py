@@ -44,6 +44,8 @@ RETRY_MAX_S = 16.0
 LEARNED = frozenset({"old_term", "held"})
 LEARNED_S = 2.0
 """At most, after a refusal that says what to wait for: another term, or the silence of a holder that is gone."""
+AGAIN_S = 2.0
+"""After a shortfall while a node is silent, until its link is lost or it is heard again."""
 EXCLUDE_S = 30.0
 EXCLUDE_MAX_S = 600.0
 DRAIN_S = 600.0
@@ -142,6 +144,11 @@ class Deployment:
     stages are there."""
     inherits: Fence | None = None
     """That run, until one of this coordinator serves."""
+    predecessors: frozenset[NodeId] = frozenset()
+    """Who coordinated it before."""
+    silent: set[NodeId] = field(default_factory=set)
+    """Nodes of a run that was lost of which nothing is heard, while their links still stand: a cut cable is noticed by
+    its link after 8 s only."""
     leaving: bool = False
     """Another coordinator serves it: nothing new is begun, what streams may end."""
 
@@ -167,6 +174,11 @@ class Deployment:
     def runs(self) -> list[Run]:
         """All that participants may hold something for."""
         return [run for run in (self.current, self.attempt, *self.former.values()) if run is not None]
+
+    def missed(self) -> set[NodeId]:
+        """Nodes whose loss may be why nothing serves."""
+        broken = {node for run in self.former.values() if run.state is State.BROKEN for node in run.participants}
+        return broken | self.predecessors
 
     def find(self, fence: Fence) -> Run | None:
         """The run of that fence."""
@@ -240,6 +252,8 @@ class Deployment:
         return idle and not (self.current is not None and self._draining())
 
     def _judged(self, node: NodeInventory, now: float) -> NodeInventory:
+        if node.node in self.silent and not node.excluded:
+            return msgspec.structs.replace(node, excluded="unreachable")
         if node.node in self.rooms:
             room = min(node.usable_bytes, self.rooms[node.node][1])
             node = msgspec.structs.replace(node, usable_bytes=room)
@@ -273,6 +287,8 @@ class Deployment:
             # Exclusions that ended are remembered for their count, and are no reason to plan again.
             ends = (*(x.until for x in self.excluded.values()), *(until for until, _ in self.rooms.values()))
             self.plan_at = min((until for until in ends if until > now), default=None)
+            if self.silent:  # they may be heard again, and nobody says so
+                self.plan_at = min(self.plan_at or now + AGAIN_S, now + AGAIN_S)
             return None
         return self._attempt(outcome, max(broken, default=None), draw)
 
@@ -336,6 +352,7 @@ class Deployment:
             self.former[self.current.fence] = self.current
         self.current, self.attempt, self.failures, self.before = self.attempt, None, 0, None
         self.inherited = self.inherits = None
+        self.predecessors = frozenset()
         self.plan_at = now + LOOK_S  # what changed meanwhile was not looked at
         return list(self.former.values())
 

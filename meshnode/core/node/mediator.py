@@ -224,6 +224,7 @@ class Mediator:
         self.membership.link_opened(peer, now)
         self.out.linked(peer)
         self.coordinator.changed(now)
+        self.successor.changed()
         self.participant.repeat_grants(peer)
 
     def _link_closed(self, event: on.LinkClosed, now: float) -> None:
@@ -294,6 +295,7 @@ class Mediator:
                     self._lost(order.node, order.reason, now)
                 case member.Changed():
                     self.coordinator.changed(now)
+                    self.successor.changed()
                 case member.Keep():
                     self.out.do(do.KeepRevocations(order.revocations))
                 case member.Noted():
@@ -304,6 +306,7 @@ class Mediator:
     def _lost(self, peer: NodeId, reason: str, now: float) -> None:
         """Its runs here wait for a successor as long as their lease lasts, unless it is no member any more."""
         self.coordinator.lost(peer, reason, now)
+        self.successor.changed()
         entry = self.roster.entries.get(peer)
         if entry is None or self.membership.barred(peer):
             self.participant.gone(peer, now)
@@ -372,9 +375,12 @@ class Mediator:
             speeds=announcing.speeds(self.speeds),
             ways=announcing.ways(self.ways),
             draining=self.draining,
-            coordinates=() if self.stopping else tuple(self.coordinator.cared_for()[:COORDINATED]),
+            coordinates=() if self.stopping else self._cared_for(),
         )
         return announcing.fitting(body)
+
+    def _cared_for(self) -> tuple[str, ...]:
+        return (*self.coordinator.cared_for(), *self.successor.opening())[:COORDINATED]
 
     def _stop(self, now: float) -> None:
         self.coordinator.leave(now)

@@ -36,6 +36,14 @@ SILENT_S = 2.0
 Ordered = Claim | Prepare | Connect | Commit | FenceOff | Renew | Abort
 
 
+def is_silent(membership: Membership, node: NodeId, now: float) -> bool:
+    """This node's own evidence: no link to `node`, or nothing heard on it for too long."""
+    if node == membership.node:
+        return False
+    link = membership.links.links.get(node)
+    return link is None or not link.up or now - link.heard_at > SILENT_S
+
+
 class Participant:
     """What this node does for coordinators, itself among them."""
 
@@ -147,11 +155,8 @@ class Participant:
         self._out.do(do.PrepareStage(order, claimed.reserved_bytes))
 
     def lost(self, holder: NodeId, now: float) -> bool:
-        """This node's own evidence: no link to the holder, or nothing heard on it for too long."""
-        if holder == self._membership.node:
-            return False
-        link = self._membership.links.links.get(holder)
-        return link is None or not link.up or now - link.heard_at > SILENT_S
+        """This node's own evidence that a holder is gone."""
+        return is_silent(self._membership, holder, now)
 
     def _persist(self) -> None:
         self._out.do(do.Persist(self.ledger.encode()))

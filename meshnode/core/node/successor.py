@@ -46,6 +46,8 @@ class Wait:
     left: bool = False
     """Who cared for it last said goodbye."""
     opening: bool = False
+    began_at: float = 0.0
+    """When this node began to open it."""
 
 
 class Successor:
@@ -69,6 +71,9 @@ class Successor:
         self._draw = draw
         self._began_at: float | None = None
         self._due: float | None = None
+        self._news = True
+        self._seen: object = None
+        self._partners: set[NodeId] = set()
         self.waits: dict[str, Wait] = {}
 
     def deadline(self) -> float | None:
@@ -77,7 +82,15 @@ class Successor:
 
     def partners(self) -> set[NodeId]:
         """Who cares for what this node could go on with: they are listened to closely."""
-        return {node for demand in self._waiting() if self._can(demand) for node, _ in self._holders(demand.deployment)}
+        return self._partners
+
+    def changed(self) -> None:
+        """Who is there, or what one of them says, is other than before."""
+        self._news = True
+
+    def opening(self) -> list[str]:
+        """What this node is about to care for."""
+        return [key for key, wait in self.waits.items() if wait.opening]
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -87,17 +100,20 @@ class Successor:
         wait = self.waits.get(event.deployment)
         if demand is None or demand.removed or wait is None:
             return
-        wait.opening = False
+        self._listen(event.deployment, wait, now)
+        wait.opening, self._news = False, True
+        self._membership.voice.soon(now, settle=0.0)
         if now >= self._due_at(demand, wait, now):
             del self.waits[event.deployment]
             self._out.trace(f"{demand.model}: nobody coordinates it any more, this node does from now on")
-            self._coordinator.succeed(demand, event.footprint, now)
+            self._coordinator.succeed(demand, event.footprint, set(wait.since), now)
 
     def not_opened(self, event: on.ModelNotOpened, now: float) -> None:
         """Another may; this node tries again later."""
         wait = self.waits.get(event.deployment)
         if wait is not None:
-            wait.opening, wait.heard_at = False, now + OPEN_AGAIN_S
+            wait.opening, wait.heard_at, self._news = False, now + OPEN_AGAIN_S, True
+            self._membership.voice.soon(now, settle=0.0)
             self._out.trace(f"{event.deployment} cannot be coordinated here: {event.message}")
 
     def cared_for(self, key: str, now: float) -> bool:
@@ -112,10 +128,17 @@ class Successor:
         """Open what is to be gone on with, and give up what another cares for."""
         if self._began_at is None:
             self._began_at = now
+        # What is heard meanwhile only puts off what is due: in between there is nothing to look at.
+        seen = (tuple(self._coordinator.deployments), len(self._ledger.held), self._demands.changes, self._cached())
+        if not self._news and seen == self._seen and (self._due is None or now < self._due):
+            return
+        self._news, self._seen = False, seen
         for key in list(self._coordinator.deployments):
             self._yield(key, now)
         self._due = None
         waiting = self._waiting()
+        mine = [demand.deployment for demand in waiting if self._can(demand)]
+        self._partners = {node for key in mine for node, _ in self._holders(key)}
         for key in self.waits.keys() - {demand.deployment for demand in waiting}:
             del self.waits[key]
         for demand in waiting:
@@ -127,8 +150,9 @@ class Successor:
                 continue
             due = self._due_at(demand, wait, now)
             if due <= now:
-                wait.opening = True
+                wait.opening, wait.began_at = True, now
                 self._out.do(do.OpenModel(demand))
+                self._membership.voice.soon(now, settle=0.0)  # the next in line waits
             elif self._due is None or due < self._due:
                 self._due = due
 
@@ -140,12 +164,14 @@ class Successor:
 
     def _listen(self, key: str, wait: Wait, now: float) -> None:
         """Note when somebody who cares for it was heard last."""
-        holders = [node for node, _ in self._holders(key)]
+        holders, own = [node for node, _ in self._holders(key)], self._membership.node
         wait.since = {node: wait.since.get(node, now) for node in holders}
         for node in holders:
             link, entry = self._membership.links.links.get(node), self._membership.roster.entries.get(node)
             if entry is not None and entry.left:
                 wait.left = True
+            elif wait.opening and wait.since[node] >= wait.began_at and self._place(key, node) > self._place(key, own):
+                continue  # it began at the same time, and will hear that this node comes first
             elif link is not None and link.up:
                 wait.left = False
                 wait.heard_at = max(wait.heard_at, link.heard_at, wait.since[node])
@@ -178,15 +204,22 @@ class Successor:
         return not alone and demand.manifest_digest in self._cached()
 
     def _rank(self, demand: Demand, node: NodeId) -> int:
-        """How many come before `node`: those whose memory holds slices of it, then lower ids."""
+        """How many candidates come before `node`."""
         key, digest = demand.deployment, demand.manifest_digest
-        held = [run.claim.stages for run in self._ledger.held.values() if run.claim.deployment == key]
-        parts = {stage.node for stages in held for stage in stages}
-        entries = self._membership.roster.entries
-        those = {other for other, entry in entries.items() if self._is_there(other) and digest in entry.body.cached}
-        those |= {other for other in parts if other in entries and self._is_there(other)}
-        place = (node not in parts, node)
-        return sum((other not in parts, other) < place for other in those if other != node)
+        entries = self._membership.roster.entries.items()
+        place = self._place(key, node)
+        those = (other for other, entry in entries if digest in entry.body.cached or self._holds(key, other))
+        return sum(self._place(key, other) < place for other in those if other != node and self._is_there(other))
+
+    def _place(self, key: str, node: NodeId) -> tuple[bool, NodeId]:
+        """Who has a slice of it in memory comes first, then lower ids."""
+        return not self._holds(key, node), node
+
+    def _holds(self, key: str, node: NodeId) -> bool:
+        if node == self._membership.node:
+            return any(run.claim.deployment == key for run in self._ledger.held.values())
+        entry = self._membership.roster.entries.get(node)
+        return entry is not None and any(held.deployment == key for held in entry.body.reserved)
 
     def _is_there(self, node: NodeId) -> bool:
         entry, link = self._membership.roster.entries[node], self._membership.links.links.get(node)

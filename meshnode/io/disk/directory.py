@@ -12,6 +12,7 @@
     ledger         claims and grants that must survive a restart
     revocations    the revocation lists of all issuers
     demands        models that shall be served, as somebody signed them, and those that were given up
+    asked.json     what the last `serve` asked for; another `serve` takes its place
     peers.json     where the members were last seen; only a shortcut, never trusted
     api-token      0600   for routes that change things, on loopback too
     cache/         artifacts by manifest digest
@@ -304,6 +305,18 @@ class DataDirectory:
         """Durable when this returns; at most 3 MiB."""
         assert len(data) <= _DEMANDS_BYTES, "64 demands of 12 KB and 256 tombstones of 5 KB"
         self._files.write("demands", data)
+
+    def asked(self) -> frozenset[str]:
+        """Deployments that the last `serve` made or went on with; empty when the file is missing or damaged."""
+        try:
+            data = self._files.read("asked.json", SMALL_FILE) or b"[]"
+            return frozenset(msgspec.json.decode(data, type=tuple[str, ...]))
+        except (msgspec.DecodeError, ValueError, ConfigError):
+            return frozenset()
+
+    def store_asked(self, deployments: frozenset[str]) -> None:
+        """Durable when this returns."""
+        self._files.write("asked.json", msgspec.json.encode(sorted(deployments)))
 
     def peers(self) -> dict[NodeId, tuple[str, ...]]:
         """Addresses of known members; empty when the file is missing or damaged."""
