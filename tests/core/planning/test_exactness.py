@@ -21,7 +21,7 @@ def test_the_plan_is_the_best_of_all_placements_on_up_to_8_nodes_and_8_layers():
     assert len({compare(seed, 8, 8) for seed in range(10)}) > 1
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.lists(st.integers(150, 900), min_size=9, max_size=20),
     st.integers(20, 60),
@@ -43,7 +43,7 @@ def test_large_plans_keep_memory_and_cuts_and_miss_none_that_counting_layers_sho
     assert fits - ends < layers
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.integers(0, 10_000), st.randoms(use_true_random=False))
 def test_any_order_of_nodes_and_links_gives_the_same_bytes(seed, shuffle):
     _, model, machines = problem(random.Random(seed), 12, 8)

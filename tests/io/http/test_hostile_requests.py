@@ -55,19 +55,19 @@ completions = bodies(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(chats)
 def test_any_chat_is_answered_or_refused(body: dict[str, Any]) -> None:
     assert trio.run(_status, "/v1/chat/completions", json.dumps(body).encode()) in {200, 400, 404}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(completions)
 def test_any_completion_is_answered_or_refused(body: dict[str, Any]) -> None:
     assert trio.run(_status, "/v1/completions", json.dumps(body).encode()) in {200, 400, 404}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_refused(body: bytes) -> None:
     assert trio.run(_status, "/v1/completions", body) == 400
