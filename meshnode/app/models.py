@@ -135,6 +135,11 @@ class Models:
         self._awaited: dict[str, str] = {}
 
     @property
+    def lent(self) -> tuple[str, ...]:
+        """Models that nobody at this node asked for, and that it coordinates."""
+        return tuple(loaded.name for loaded in self._loaded if loaded.inherited)
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """Why models that were asked for are not there, for people."""
         waits = (f"{model}: waits for a member called {name}" for model, name in self._awaited.items())

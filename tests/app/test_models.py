@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.shelf import Shelf
-from meshnode.core.node.events import Demanded, Event, Withdrawn
+from meshnode.core.node.events import Demanded, Event, ModelNotOpened, ModelOpened, Withdrawn
 from meshnode.errors import ConfigError, ModelError
 from meshnode.identity.ids import NodeId
 from meshnode.io.stage.tokenizer import Tokenizer
@@ -119,4 +120,103 @@ async def test_a_model_is_demanded_when_the_members_it_names_are_there_and_withd
     world.hand("a", withdrawn)
     with pytest.raises(ConfigError, match="no model of this mesh"):
         await models.unload("tiny")
+    shelf.close()
+
+
+def hands_on(world: World, loop: Loop) -> None:
+    """What was posted reaches the mediator of a."""
+    for event in loop.posted:
+        world.hand("a", event)
+    loop.posted.clear()
+    loop.pass_time()
+
+
+async def asked_for(models: Models, loop: Loop, wanted: Wanted, nursery: trio.Nursery) -> list[Demanded]:
+    """What `serve` demands."""
+    before = len(loop.posted)
+    await models.serve(wanted, Tokenizer(nursery, wanted.path), frozenset())
+    return [event for event in loop.posted[before:] if isinstance(event, Demanded)]
+
+
+async def test_what_was_asked_for_before_a_restart_is_gone_on_with_and_other_options_take_its_place(
+    tmp_path: Path, model: Path, nursery: trio.Nursery
+) -> None:
+    world, loop = World(), Loop()
+    world.add("a", 500)
+    world.run(1)
+
+    shelves: list[Shelf] = []
+
+    def restarted() -> Models:
+        shelves.append(Shelf(tmp_path / "cache", nowhere, name_to_id("a")))
+        return Models(world.nodes["a"], loop, shelves[-1], set)
+
+    (first,) = await asked_for(restarted(), loop, Wanted(model, context=128), nursery)
+    hands_on(world, loop)
+    (again,) = await asked_for(restarted(), loop, Wanted(model, context=128), nursery)
+    assert again.demand.deployment == first.demand.deployment
+    assert len(loop.posted) == 1
+    loop.posted.clear()
+    (other,) = await asked_for(restarted(), loop, Wanted(model, context=64), nursery)
+    assert other.demand.deployment != first.demand.deployment
+    (gone,) = loop.posted[1:]
+    assert isinstance(gone, Withdrawn)
+    assert gone.deployment == first.demand.deployment
+    for shelf in shelves:
+        shelf.close()
+
+
+async def test_a_serve_takes_the_place_of_what_the_node_was_started_for_before(
+    tmp_path: Path, model: Path, nursery: trio.Nursery
+) -> None:
+    world, loop = World(), Loop()
+    world.add("a", 500)
+    world.serve("a", deployment="d7")
+    shelf = Shelf(tmp_path / "cache", nowhere, name_to_id("a"))
+    models = Models(world.nodes["a"], loop, shelf, set)
+    made = await models.serve(Wanted(model), Tokenizer(nursery, model), frozenset({"d7"}))
+    asked, gone = loop.posted
+    assert isinstance(asked, Demanded)
+    assert made == {asked.demand.deployment}
+    assert isinstance(gone, Withdrawn)
+    assert gone.deployment == "d7"
+    shelf.close()
+
+
+async def test_a_model_that_another_asked_for_is_opened_from_disk_and_let_go_when_it_is_not_needed(
+    tmp_path: Path, model: Path, nursery: trio.Nursery
+) -> None:
+    world, loop = World(), Loop()
+    for name in ("a", "b"):
+        world.add(name, 500)
+    world.meet("a", "b")
+    world.run(2)
+    shelf = Shelf(tmp_path / "cache", nowhere, name_to_id("a"))
+    local = await shelf.open(model, lambda done, total: None)
+    world.serve("b", local.footprint)
+    world.run(2)
+    (demand,) = world.nodes["a"].register.demands.wanted()
+    models = Models(world.nodes["a"], loop, shelf, set)
+    await nursery.start(models.run)
+
+    missing = msgspec.structs.replace(demand, manifest_digest="0" * 64)
+    await models.open(missing)
+    (failed,) = loop.posted
+    assert isinstance(failed, ModelNotOpened)
+    assert "nothing of" in failed.message
+
+    loop.posted.clear()
+    wait = world.nodes["a"].successor.waits[demand.deployment]
+    wait.opening = True
+    await models.open(demand)
+    assert loop.posted == [ModelOpened(demand.deployment, local.footprint)]
+    assert models.servable(local.digest).vocabulary.pieces
+    loop.pass_time()
+    await wait_all_tasks_blocked()
+    assert models.servable(local.digest).local.path == model
+    wait.opening = False
+    with trio.fail_after(30):
+        while models.lent:
+            loop.pass_time()
+            await wait_all_tasks_blocked()
     shelf.close()

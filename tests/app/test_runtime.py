@@ -12,12 +12,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.runtime import Disk, Runtime, ends_by_bug
+from meshnode.app.runtime import BUG, Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
-from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
+from meshnode.core.node.events import Event, LinkClosed, ModelNotOpened, Received, StageReported, Stopping
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
+from meshnode.wire.demand import Demand, DeploymentId
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import Failed, Hop, Ping, Prepare, RunOptions
 
@@ -104,7 +105,8 @@ class Node:
 
     def __init__(self, decide: Callable[[Event], list[do.Effect]]) -> None:
         self.mediator = Decides(decide)
-        self.runtime = Runtime(self.mediator, Disk(*[lambda _: None] * 3))
+        self.written: list[bytes] = []
+        self.runtime = Runtime(self.mediator, Disk(*[self.written.append] * 3))
         self.shelf, self.links = Shelf(), Links()
         post = Post(self.runtime.post, self.runtime.hint)
         self.stages = Stages(lambda: None, HopSeats(), unreachable, self.shelf, post, Hosting(1, Path("unused")))
@@ -167,6 +169,27 @@ async def test_a_bug_in_an_effect_is_told_to_the_mediator_and_ends_nothing(
     last = node.mediator.handled[-1]
     assert isinstance(last, StageReported)
     assert getattr(last.report, "reason", "") == "internal"
+
+
+async def test_a_model_that_cannot_be_opened_for_a_bug_is_told_to_the_mediator(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = Demand(DeploymentId("d1"), 1, NodeId("author"), "0" * 64, "model")
+    node = Node(lambda event: [do.OpenModel(wanted)] if isinstance(event, Stopping) else [])
+    nursery.start_soon(node.runtime.run)
+    with caplog.at_level(logging.ERROR):
+        await node.runtime.post(Stopping())
+        await wait_all_tasks_blocked(0.01)
+    assert node.mediator.handled[-1] == ModelNotOpened("d1", BUG)
+
+
+async def test_what_is_to_be_kept_is_written_before_what_follows(nursery: trio.Nursery) -> None:
+    effects = [do.Persist(b"ledger"), do.KeepRevocations(b"lists"), do.KeepDemands(b"demands")]
+    node = Node(lambda event: effects if isinstance(event, Stopping) else [])
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await node.runtime.changed()
+    assert node.written == [b"ledger", b"lists", b"demands"]
 
 
 async def test_a_bug_is_told_from_what_a_peer_did(caplog: pytest.LogCaptureFixture) -> None:
