@@ -19,6 +19,8 @@ from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
 from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, failure_of, model_not_found
 from meshnode.io.http.generation import GenerationRoutes
+from meshnode.io.http.lookup import Lookup
+from meshnode.io.http.tokens import TokenRoutes
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class HttpEndpoint:
     app: ASGIApp
     """For clients: everything, behind host, origin and key checks."""
     passed: ASGIApp
-    """For requests that other nodes passed on (`answer_here`): generation only, nothing of `/api`."""
+    """For requests that other nodes passed on (`answer_here`): what is asked of one model, nothing of `/api`."""
     draining: Draining
 
 
@@ -37,20 +39,29 @@ def build_endpoint(
 ) -> HttpEndpoint:
     """The endpoint of one node. `admin_routes` come from `admin_route`."""
     draining = Draining()
-    generation = GenerationRoutes(directory, draining)
     listing = ListingRoutes(directory)
-    generating = [
-        *_both("/chat/completions", generation.chat, "POST"),
-        *_both("/completions", generation.completions, "POST"),
-    ]
+    asking = _asking(Lookup(directory, draining), draining)
     reading = [
         *_both("/models", listing.models, "GET"),
         *_both("/models/{model_id:path}", listing.model, "GET"),
         *_both("/health", listing.health, "GET"),
     ]
-    whole = Starlette(routes=[*generating, *reading, *admin_routes], exception_handlers=_HANDLERS)
-    passed = Starlette(routes=generating, exception_handlers=_HANDLERS)
+    whole = Starlette(routes=[*asking, *reading, *admin_routes], exception_handlers=_HANDLERS)
+    passed = Starlette(routes=asking, exception_handlers=_HANDLERS)
     return HttpEndpoint(guarded(whole, access or Access()), passed, draining)
+
+
+def _asking(lookup: Lookup, draining: Draining) -> list[Route]:
+    """Everything that is asked of one model, wherever its head runs."""
+    generation, tokens = GenerationRoutes(draining), TokenRoutes()
+    return [
+        *_both("/chat/completions", lookup.posted(generation.chat), "POST"),
+        *_both("/completions", lookup.posted(generation.completions), "POST"),
+        *_both("/tokenize", lookup.posted(tokens.tokenize), "POST"),
+        *_both("/detokenize", lookup.posted(tokens.detokenize), "POST"),
+        *_both("/tokenizer_info", lookup.got(tokens.info), "GET"),
+        *_both("/apply-template", lookup.posted(tokens.apply_template), "POST"),
+    ]
 
 
 class ListingRoutes:

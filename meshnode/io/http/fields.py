@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS
+from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS, Conversation
 from meshnode.errors import InvalidRequest
 from meshnode.wire.sampling import MAX_TOP, Sampling
 
@@ -124,29 +124,57 @@ class Message(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
 
 
+class Conversing(SamplingFields, frozen=True, kw_only=True):
+    """Fields of every route that turns messages into a prompt."""
+
+    messages: list[Message] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the beginning of the answer."""
+    reasoning_effort: str | None = None
+
+    def refuse_tools(self) -> None:
+        """InvalidRequest for what would otherwise be silently dropped."""
+        if (self.tools and self.tool_choice != "none") or self.functions:
+            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+
+    def as_conversation(self) -> Conversation:
+        """Messages as templates expect them: content as one text, developer as system."""
+        messages = self.messages or []
+        if not 1 <= len(messages) <= MESSAGES:
+            raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
+        turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(messages))
+        variables = dict(self.chat_template_kwargs or {})
+        if self.add_generation_prompt is not None:
+            variables["add_generation_prompt"] = self.add_generation_prompt
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            # Qwen's templates, and those that followed them, know no effort but this switch.
+            variables.setdefault("enable_thinking", self.reasoning_effort != "none")
+        return Conversation(turns, variables)
+
+
 class ResponseFormat(msgspec.Struct, frozen=True):
     """Which shape the answer must have."""
 
     type: str
 
 
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+class ChatRequest(Conversing, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
     response_format: ResponseFormat | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
-        if (self.tools and self.tool_choice != "none") or self.functions:
-            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+        self.refuse_tools()
         if self.response_format is not None and self.response_format.type != "text":
             raise InvalidRequest("only response_format `text` is supported", "response_format")
 
@@ -163,12 +191,6 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs `logprobs: true`", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else -1
-
-    def conversation(self) -> list[dict[str, Any]]:
-        """Messages as templates expect them: content as one text, developer as system."""
-        if not 1 <= len(self.messages) <= MESSAGES:
-            raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
-        return [_turn(message, f"messages[{index}]") for index, message in enumerate(self.messages)]
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Requests for models that another node serves: out over the directory, in through an app in this process.
 
-Invariant: a request is passed on once at most, and only generation routes are reached that way.
+Invariant: a request is passed on once at most, and only what is asked of one model is reached that way.
 """
 
 from __future__ import annotations
@@ -180,15 +180,16 @@ class _Bodies:
 
 
 def _scope(request: PassedRequest) -> dict[str, Any]:
+    path, _, query = request.path.partition("?")
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": request.method,
         "scheme": "http",
-        "path": request.path,
-        "raw_path": request.path.encode("utf-8"),
-        "query_string": b"",
+        "path": path,
+        "raw_path": path.encode("utf-8"),
+        "query_string": query.encode("utf-8"),
         "root_path": "",
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
         "client": None,

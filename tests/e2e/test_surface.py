@@ -1,0 +1,34 @@
+"""Every family of routes on three real nodes: where the head runs, and where it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from meshnode.demo import EXPECTED_ANSWER, QUESTION
+from tests.e2e.nodes import WAIT_S, RealMesh
+
+pytestmark = pytest.mark.e2e
+
+MESSAGES = [{"role": "user", "content": QUESTION}]
+
+
+def post(mesh: RealMesh, node: int, path: str, body: dict[str, Any]) -> Any:
+    response = httpx.post(f"{mesh.nodes[node].url}{path}", json=body, timeout=WAIT_S)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_what_was_tokenized_is_detokenized_and_answered_alike(mesh: RealMesh, node: int) -> None:
+    prompt = post(mesh, node, "/apply-template", {"messages": MESSAGES})["prompt"]
+    tokens = post(mesh, node, "/tokenize", {"messages": MESSAGES})["tokens"]
+    bare = post(mesh, node, "/tokenize", {"content": prompt})["tokens"]
+    assert post(mesh, node, "/detokenize", {"tokens": bare})["content"] == prompt
+    completion = {"prompt": tokens, "max_tokens": 200, "temperature": 0}
+    assert post(mesh, node, "/v1/completions", completion)["choices"][0]["text"] == EXPECTED_ANSWER
+    info = httpx.get(f"{mesh.nodes[node].url}/tokenizer_info", timeout=WAIT_S).json()
+    assert info["eos_token"]
+    assert info["eos_token"] not in EXPECTED_ANSWER
