@@ -324,8 +324,15 @@ class Node:
     def _endpoint(self, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, lambda: self.desk, self.status, stop.set)
         members = MemberRoutes(self.revoking, self.issuing, self.probing)
-        hosts = LOOPBACK_HOSTS | {self.settings.api_host}
-        access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
+        settings = self.settings
+        access = Access(
+            hosts=LOOPBACK_HOSTS | {settings.api_host},
+            # Beyond this machine people give it names of their own; there a key protects it.
+            any_host=settings.insecure or (bool(settings.api_key) and not settings.api_is_local),
+            keys=frozenset(settings.api_key),
+            requests_per_key=settings.requests_per_key,
+            origins=frozenset(settings.cors_origins),
+        )
         token = self.data.api_token()
         models = ModelRoutes(self.mediator, self.models, self.runtime.post)
         every = [*routes.routes(token), *members.routes(token), *models.routes(token)]

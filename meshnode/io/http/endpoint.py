@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
 from meshnode.errors import MeshError
-from meshnode.io.http.access import Access, guarded
+from meshnode.io.http.access import Access, Gate
 from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
 from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, failure_of, model_not_found
@@ -39,7 +40,8 @@ def build_endpoint(
 ) -> HttpEndpoint:
     """The endpoint of one node. `admin_routes` come from `admin_route`."""
     draining = Draining()
-    listing = ListingRoutes(directory)
+    refused: Counter[str] = Counter()
+    listing = ListingRoutes(directory, refused)
     asking = _asking(Lookup(directory, draining), draining)
     reading = [
         *_both("/models", listing.models, "GET"),
@@ -48,7 +50,7 @@ def build_endpoint(
     ]
     whole = Starlette(routes=[*asking, *reading, *admin_routes], exception_handlers=_HANDLERS)
     passed = Starlette(routes=asking, exception_handlers=_HANDLERS)
-    return HttpEndpoint(guarded(whole, access or Access()), passed, draining)
+    return HttpEndpoint(Gate(whole, access or Access(), refused), passed, draining)
 
 
 def _asking(lookup: Lookup, draining: Draining) -> list[Route]:
@@ -67,8 +69,9 @@ def _asking(lookup: Lookup, draining: Draining) -> list[Route]:
 class ListingRoutes:
     """models, models/{id} and health."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, refused: Counter[str]) -> None:
         self._directory = directory
+        self._refused = refused
 
     async def models(self, request: Request) -> Response:
         """GET models."""
@@ -85,7 +88,8 @@ class ListingRoutes:
     async def health(self, request: Request) -> Response:
         """GET health: 200 once a model answers, 503 before; a person can tell loading from having nothing."""
         states = {listing.state for listing in self._directory.models()}
-        counters = dict(self._directory.counters())
+        refused = {f"rejected_{reason}": count for reason, count in self._refused.items()}
+        counters = {**self._directory.counters(), **refused}
         if "ready" in states:
             return json_response({"status": "ok", **counters})
         message = "no model is served"
