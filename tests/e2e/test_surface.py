@@ -32,3 +32,16 @@ def test_what_was_tokenized_is_detokenized_and_answered_alike(mesh: RealMesh, no
     info = httpx.get(f"{mesh.nodes[node].url}/tokenizer_info", timeout=WAIT_S).json()
     assert info["eos_token"]
     assert info["eos_token"] not in EXPECTED_ANSWER
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_every_node_tells_what_it_did(mesh: RealMesh, node: int) -> None:
+    url = mesh.nodes[node].url
+    post(mesh, 0, "/v1/completions", {"prompt": "A node", "max_tokens": 4, "ignore_eos": True})
+    page = httpx.get(f"{url}/metrics", timeout=WAIT_S).text
+    assert 'meshnode_stage_rows{deployment="' in page
+    assert "meshnode_node_loop_lag_worst_ms" in page
+    assert ('meshnode_time_to_first_token_seconds_count{model="meshnode-demo"}' in page) == (node == 0)
+    props = httpx.get(f"{url}/props", timeout=WAIT_S).json()
+    assert (props["model_alias"], props["total_slots"]) == ("meshnode-demo", 4)
+    assert len(httpx.get(f"{url}/slots?model=meshnode-demo", timeout=WAIT_S).json()) == 4

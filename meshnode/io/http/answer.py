@@ -20,6 +20,7 @@ from meshnode.errors import MeshError, Unavailable
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Choice, Delta
 from meshnode.io.http.failure import failure_of
+from meshnode.io.http.meter import ModelMeter, Timing
 from meshnode.io.http.shapes import Shape, usage
 
 FIRST_S: Final = 12.0
@@ -81,8 +82,10 @@ class Job(msgspec.Struct, frozen=True):
 class Answer(Response):
     """A response that generates while it is sent."""
 
-    def __init__(self, model: ServedModel, job: Job, shape: Shape, draining: Draining) -> None:
+    def __init__(self, model: ServedModel, job: Job, shape: Shape, draining: Draining, meter: ModelMeter) -> None:
         super().__init__()
+        self._meter = meter
+        self._began = trio.current_time()
         self._model = model
         self._job = job
         self._shape = shape
@@ -92,6 +95,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
+        self._meter.prompt_tokens += self._job.prompt_tokens
         with self._draining.answering():
             ending = await self._run(receive, send)
             if ending is not None:
@@ -111,17 +115,23 @@ class Answer(Response):
         return ending
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
+        timing = Timing(self._meter, self._began)
         try:
             async with self._limiter, self._model.generate(generation) as tokens:
                 async for sampled in tokens:
+                    timing.token(trio.current_time())
                     delta = choice.feed(sampled)
                     if delta.text or delta.tokens or delta.finish:
                         await into.send(delta)
                     if delta.finish:
+                        timing.ended(delta.finish)
                         return
                 raise Unavailable("the generation ended without its last token")
         except MeshError as error:
+            timing.ended("error")
             await into.send(error)
+        finally:
+            timing.close()
 
     async def _end_when_draining(self, into: trio.MemorySendChannel[Event]) -> None:
         await self._draining.wait()

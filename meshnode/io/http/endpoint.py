@@ -14,13 +14,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
+from meshnode import __version__
 from meshnode.errors import MeshError
 from meshnode.io.http.access import Access, Gate
 from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
 from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, failure_of, model_not_found
 from meshnode.io.http.generation import GenerationRoutes
+from meshnode.io.http.inspecting import InspectingRoutes
 from meshnode.io.http.lookup import Lookup
+from meshnode.io.http.meter import Meter
+from meshnode.io.http.metrics import Figures, MetricsRoutes, counted, no_figures
 from meshnode.io.http.tokens import TokenRoutes
 
 
@@ -36,32 +40,40 @@ class HttpEndpoint:
 
 
 def build_endpoint(
-    directory: Directory, admin_routes: Sequence[Route] = (), access: Access | None = None
+    directory: Directory,
+    admin_routes: Sequence[Route] = (),
+    access: Access | None = None,
+    figures: Figures = no_figures,
 ) -> HttpEndpoint:
     """The endpoint of one node. `admin_routes` come from `admin_route`."""
     draining = Draining()
-    refused: Counter[str] = Counter()
-    listing = ListingRoutes(directory, refused)
-    asking = _asking(Lookup(directory, draining), draining)
+    meter = Meter()
+    listing = ListingRoutes(directory, meter.refused)
+    measured = MetricsRoutes(directory, meter, figures)
+    asking = _asking(Lookup(directory, draining), draining, meter)
     reading = [
         *_both("/models", listing.models, "GET"),
         *_both("/models/{model_id:path}", listing.model, "GET"),
         *_both("/health", listing.health, "GET"),
+        *_both("/metrics", measured.metrics, "GET"),
     ]
     whole = Starlette(routes=[*asking, *reading, *admin_routes], exception_handlers=_HANDLERS)
     passed = Starlette(routes=asking, exception_handlers=_HANDLERS)
-    return HttpEndpoint(Gate(whole, access or Access(), refused), passed, draining)
+    return HttpEndpoint(counted(Gate(whole, access or Access(), meter.refused), meter), passed, draining)
 
 
-def _asking(lookup: Lookup, draining: Draining) -> list[Route]:
+def _asking(lookup: Lookup, draining: Draining, meter: Meter) -> list[Route]:
     """Everything that is asked of one model, wherever its head runs."""
-    generation, tokens = GenerationRoutes(draining), TokenRoutes()
+    generation, tokens = GenerationRoutes(draining, meter), TokenRoutes()
+    inspecting = InspectingRoutes(f"meshnode {__version__}")
     return [
         *_both("/chat/completions", lookup.posted(generation.chat), "POST"),
         *_both("/completions", lookup.posted(generation.completions), "POST"),
         *_both("/tokenize", lookup.posted(tokens.tokenize), "POST"),
         *_both("/detokenize", lookup.posted(tokens.detokenize), "POST"),
         *_both("/tokenizer_info", lookup.got(tokens.info), "GET"),
+        *_both("/props", lookup.got(inspecting.props), "GET"),
+        *_both("/slots", lookup.got(inspecting.slots), "GET"),
         *_both("/apply-template", lookup.posted(tokens.apply_template), "POST"),
     ]
 

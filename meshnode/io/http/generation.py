@@ -13,6 +13,7 @@ from meshnode.io.http.answer import Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
+from meshnode.io.http.meter import Meter
 from meshnode.io.http.prompt import chat_prompt, check_ids, prompt_ids, shown_text
 from meshnode.io.http.shapes import ChatShape, CompletionShape, Shape
 from meshnode.wire.sampling import Sampling
@@ -21,8 +22,9 @@ from meshnode.wire.sampling import Sampling
 class GenerationRoutes:
     """chat/completions and completions."""
 
-    def __init__(self, draining: Draining) -> None:
+    def __init__(self, draining: Draining, meter: Meter) -> None:
         self._draining = draining
+        self._meter = meter
 
     async def chat(self, model: ServedModel, body: bytes) -> Response:
         """POST chat/completions."""
@@ -40,7 +42,7 @@ class GenerationRoutes:
             with_usage=asked.with_usage(),
             prompt_tokens=len(prompt),
         )
-        return Answer(model, job, shape, self._draining)
+        return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
     async def completions(self, model: ServedModel, body: bytes) -> Response:
         """POST completions."""
@@ -59,7 +61,7 @@ class GenerationRoutes:
             with_usage=asked.with_usage(),
             prompt_tokens=sum(map(len, prompts)),
         )
-        return Answer(model, job, shape, self._draining)
+        return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
 
 def _generations(

@@ -6,7 +6,7 @@ type and the model's name stays on the node it was sent to: no key and no cookie
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from urllib.parse import urlencode
 
@@ -23,6 +23,8 @@ from meshnode.io.http.passing import PassedOn, was_passed_on
 
 PASSED_HEADERS: Final = ("content-type", "accept")
 """All that the other node needs; keys and cookies stay here."""
+PASSED_QUERY: Final = ("fail_on_no_slot",)
+"""Switches of routes without a body: what they hold is a sign, 0 or 1."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -50,14 +52,16 @@ class Lookup:
 
         return serve
 
-    def got(self, handler: Callable[[ServedModel], Awaitable[Response]]) -> Endpoint:
+    def got(self, handler: Callable[[ServedModel, Mapping[str, str]], Awaitable[Response]]) -> Endpoint:
         """A route without a body; `?model=` may name the model."""
 
         async def serve(request: Request) -> Response:
+            query = {name: request.query_params[name][:1] for name in PASSED_QUERY if name in request.query_params}
             model = self._find(request.query_params.get("model"), was_passed_on(request.scope))
             if isinstance(model, str):
-                return self._pass_on(model, request, f"{request.url.path}?{urlencode({'model': model})}", b"")
-            return await handler(model)
+                path = f"{request.url.path}?{urlencode({**query, 'model': model})}"
+                return self._pass_on(model, request, path, b"")
+            return await handler(model, query)
 
         return serve
 

@@ -5,7 +5,7 @@ Invariant: nothing here takes a lane, and what an answer holds is bounded before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -67,7 +67,7 @@ class TokenRoutes:
         text = await trio.to_thread.run_sync(_written, model.vocabulary, ids)
         return json_response({"content": text, "prompt": text})
 
-    async def info(self, model: ServedModel) -> Response:
+    async def info(self, model: ServedModel, query: Mapping[str, str]) -> Response:
         """GET tokenizer_info: what lm-eval reads instead of a tokenizer's files."""
         vocabulary = model.vocabulary
         known = {
