@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -45,3 +46,20 @@ def test_every_node_tells_what_it_did(mesh: RealMesh, node: int) -> None:
     props = httpx.get(f"{url}/props", timeout=WAIT_S).json()
     assert (props["model_alias"], props["total_slots"]) == ("meshnode-demo", 4)
     assert len(httpx.get(f"{url}/slots?model=meshnode-demo", timeout=WAIT_S).json()) == 4
+
+
+@pytest.mark.parametrize("node", [0, 2])
+def test_responses_and_messages_give_the_words_of_the_chat(mesh: RealMesh, node: int) -> None:
+    spoken = mesh.nodes[node].client().responses.create(model="meshnode-demo", input=QUESTION, temperature=0)
+    assert spoken.output_text == EXPECTED_ANSWER
+    body = {"model": "meshnode-demo", "max_tokens": 300, "messages": MESSAGES, "temperature": 0}
+    whole = post(mesh, node, "/v1/messages", body)
+    assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": EXPECTED_ANSWER}], "end_turn")
+    counted = post(mesh, node, "/v1/messages/count_tokens", {"messages": MESSAGES})
+    assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+    text = ""
+    with httpx.stream("POST", f"{mesh.nodes[node].url}/v1/messages", json={**body, "stream": True}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: ") and '"text_delta"' in line:
+                text += json.loads(line.removeprefix("data: "))["delta"]["text"]
+    assert text == EXPECTED_ANSWER

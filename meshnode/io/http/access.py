@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshnode.io.http.answer import json_response
-from meshnode.io.http.failure import RETRY_OVERLOADED_S, Failure, Refused
+from meshnode.io.http.failure import RETRY_OVERLOADED_S, Failure, Refused, dialect_of
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 PREFLIGHT_S: Final = 600
@@ -77,7 +77,7 @@ class Gate:
             await _preflight(headers)(scope, receive, send)
             return
         if refusal is not None:
-            await refusal.response()(scope, receive, send)
+            await refusal.response(dialect_of(scope["path"]))(scope, receive, send)
             return
         await self._admitted(scope, receive, send, headers)
 
@@ -98,14 +98,15 @@ class Gate:
             return
         key = self._key(_bearer(headers) or headers.get("x-api-key", ""))
         if key is None:
-            await self._refuse("key", _unauthorized("a valid API key is needed")).response()(scope, receive, send)
+            refused = self._refuse("key", _unauthorized("a valid API key is needed"))
+            await refused.response(dialect_of(scope["path"]))(scope, receive, send)
             return
         most = self._access.requests_per_key
         if most and self._held[key] >= most:
             wait = {"retry-after": str(RETRY_OVERLOADED_S)}
             message = f"this API key has {most} requests under way, which is all it may have"
             full = Failure(429, "rate_limit_error", message, "rate_limit_exceeded", headers=wait)
-            await self._refuse("key_limit", full).response()(scope, receive, send)
+            await self._refuse("key_limit", full).response(dialect_of(scope["path"]))(scope, receive, send)
             return
         self._held[key] += 1
         try:

@@ -19,12 +19,14 @@ from meshnode.errors import MeshError
 from meshnode.io.http.access import Access, Gate
 from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
-from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, failure_of, model_not_found
+from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, dialect_of, failure_of, model_not_found
 from meshnode.io.http.generation import GenerationRoutes
 from meshnode.io.http.inspecting import InspectingRoutes
 from meshnode.io.http.lookup import Lookup
+from meshnode.io.http.messages import MessagesRoutes
 from meshnode.io.http.meter import Meter
 from meshnode.io.http.metrics import Figures, MetricsRoutes, counted, no_figures
+from meshnode.io.http.responses import ResponsesRoutes
 from meshnode.io.http.tokens import TokenRoutes
 
 
@@ -65,10 +67,15 @@ def build_endpoint(
 def _asking(lookup: Lookup, draining: Draining, meter: Meter) -> list[Route]:
     """Everything that is asked of one model, wherever its head runs."""
     generation, tokens = GenerationRoutes(draining, meter), TokenRoutes()
+    responses, messages = ResponsesRoutes(generation), MessagesRoutes(generation)
     inspecting = InspectingRoutes(f"meshnode {__version__}")
     return [
         *_both("/chat/completions", lookup.posted(generation.chat), "POST"),
         *_both("/completions", lookup.posted(generation.completions), "POST"),
+        *_both("/responses", lookup.posted(responses.respond), "POST"),
+        *_both("/responses/input_tokens", lookup.posted(responses.count), "POST"),
+        *_both("/messages", lookup.posted(messages.message), "POST"),
+        *_both("/messages/count_tokens", lookup.posted(messages.count), "POST"),
         *_both("/tokenize", lookup.posted(tokens.tokenize), "POST"),
         *_both("/detokenize", lookup.posted(tokens.detokenize), "POST"),
         *_both("/tokenizer_info", lookup.got(tokens.info), "GET"),
@@ -134,7 +141,7 @@ def _both(path: str, endpoint: Any, method: str) -> list[Route]:
 
 async def _mesh_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MeshError)
-    return failure_of(error).response()
+    return failure_of(error).response(dialect_of(request.url.path))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -144,13 +151,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = "no such path; the API lives under /v1"
         return Failure(404, "not_found_error", message, "unknown_url").response()
     headers = dict(error.headers or {})
-    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response()
+    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(dialect_of(request.url.path))
 
 
 async def _own_bug(request: Request, error: Exception) -> Response:
     """The server logs it; the client learns only that it is not at fault."""
     retry = {"x-should-retry": "false"}
-    return Failure(500, "server_error", "internal error of this node; its log says more", headers=retry).response()
+    return Failure(500, "server_error", "internal error of this node; its log says more", headers=retry).response(
+        dialect_of(request.url.path)
+    )
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -122,6 +122,7 @@ class Message(msgspec.Struct, frozen=True):
     name: str | None = None
     tool_calls: list[Any] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class Conversing(SamplingFields, frozen=True, kw_only=True):
@@ -171,12 +172,19 @@ class ChatRequest(Conversing, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
+    reasoning_format: str | None = None
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
         self.refuse_tools()
         if self.response_format is not None and self.response_format.type != "text":
             raise InvalidRequest("only response_format `text` is supported", "response_format")
+
+    def splits_thoughts(self) -> bool:
+        """Whether thoughts come as `reasoning_content`; llama-server's `none` leaves them in the text."""
+        if self.reasoning_format not in (None, "auto", "deepseek", "none"):
+            raise InvalidRequest("reasoning_format is one of auto, deepseek, none", "reasoning_format")
+        return self.reasoning_format != "none"
 
     def token_limit(self, default: int | None = None) -> int | None:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
@@ -255,8 +263,5 @@ def _turn(message: Message, place: str) -> dict[str, Any]:
                 )
         content = "\n".join(part.text or "" for part in content)
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    return turn
+    more = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
+    return {**turn, **{name: value for name, value in more.items() if value is not None}}

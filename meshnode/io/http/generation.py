@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from starlette.responses import Response
 
 from meshnode.core.serving.request import Generation
+from meshnode.core.serving.thoughts import thinking_of
 from meshnode.errors import InvalidRequest, PromptTooLong
 from meshnode.io.http.answer import Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
@@ -29,18 +30,24 @@ class GenerationRoutes:
     async def chat(self, model: ServedModel, body: bytes) -> Response:
         """POST chat/completions."""
         asked = decode(body, ChatRequest)
-        asked.refuse_unsupported()
-        sampling = asked.sampling(asked.alternatives())
-        conversation = asked.as_conversation()
-        count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
-        _, prompt = await chat_prompt(model, conversation)
         shape = ChatShape(model.id, model.vocabulary, bool(asked.logprobs), asked.with_usage())
+        return await self.converse(model, asked, lambda prompt_tokens: shape)
+
+    async def converse(
+        self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]
+    ) -> Response:
+        """The answer to a chat, written as `shape_of` (tokens of the prompt) says."""
+        asked.refuse_unsupported()
+        sampling, splits = asked.sampling(asked.alternatives()), asked.splits_thoughts()
+        count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
+        text, prompt = await chat_prompt(model, asked.as_conversation())
+        shape = shape_of(len(prompt))
         job = Job(
             generations=_generations(model, shape, [prompt] * count, count, limit, sampling),
             stops=stops,
             stream=bool(asked.stream),
-            with_usage=asked.with_usage(),
             prompt_tokens=len(prompt),
+            thinking=thinking_of(model.vocabulary.chat_template, text) if splits else None,
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
@@ -53,12 +60,11 @@ class GenerationRoutes:
         prompts = [await prompt_ids(model, prompt) for prompt in asked.prompts()]
         each = [ids for ids in prompts for _ in range(count)]
         echoes = [shown_text(model.vocabulary, ids) for ids in each] if asked.echo else []
-        shape = CompletionShape(model.id, model.vocabulary, asked.logprobs is not None, echoes)
+        shape = CompletionShape(model.id, model.vocabulary, asked, echoes)
         job = Job(
             generations=_generations(model, shape, each, count, limit, sampling),
             stops=stops,
             stream=bool(asked.stream),
-            with_usage=asked.with_usage(),
             prompt_tokens=sum(map(len, prompts)),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
