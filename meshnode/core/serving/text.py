@@ -35,6 +35,13 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Jinja text from the model file: untrusted."""
     fingerprint: str = ""
     """Hex digest of everything above; two nodes with equal fingerprints tokenize alike."""
+    fim: tuple[int, int, int] = (-1, -1, -1)
+    """Tokens before a prefix, before a suffix, and before what is to be filled in between; -1: the model has none."""
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model was trained to fill in."""
+        return min(self.fim) >= 0
 
     def shown(self, token: int) -> bytes:
         """The text of one token in an answer; nothing for an id outside the vocabulary."""

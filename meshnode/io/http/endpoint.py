@@ -19,6 +19,7 @@ from meshnode.errors import MeshError
 from meshnode.io.http.access import Access, Gate
 from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
+from meshnode.io.http.embeddings import EmbeddingsRoutes
 from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, dialect_of, failure_of, model_not_found
 from meshnode.io.http.generation import GenerationRoutes
 from meshnode.io.http.inspecting import InspectingRoutes
@@ -72,6 +73,7 @@ def _asking(lookup: Lookup, draining: Draining, meter: Meter) -> list[Route]:
     return [
         *_both("/chat/completions", lookup.posted(generation.chat), "POST"),
         *_both("/completions", lookup.posted(generation.completions), "POST"),
+        *_both("/embeddings", lookup.posted(EmbeddingsRoutes().embed), "POST"),
         *_both("/responses", lookup.posted(responses.respond), "POST"),
         *_both("/responses/input_tokens", lookup.posted(responses.count), "POST"),
         *_both("/messages", lookup.posted(messages.message), "POST"),

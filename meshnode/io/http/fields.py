@@ -21,6 +21,8 @@ MESSAGES: Final = 4096
 """Messages of one chat: agents send some hundreds."""
 ROLE_CHARACTERS: Final = 64
 """Templates know system, user, assistant, tool and a few of their own."""
+NEVER: Final = -1e9
+"""A bias under which no token is drawn: llama.cpp's minus infinity, as a number that travels."""
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's default of the legacy route."""
 
@@ -50,7 +52,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     repeat_last_n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | list[tuple[int, float]] | None = None
+    logit_bias: dict[str, float | bool] | list[tuple[int, float | bool]] | None = None
     ignore_eos: bool | None = None
     grammar: str | None = None
     json_schema: Any = None
@@ -90,7 +92,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         chosen = {"seed": self._seed(), "logit_bias": self._biases(), "top_logprobs": top_logprobs}
         known = {name: value for name, value in given.items() if value is not None}
         sampling = msgspec.convert({**chosen, **known}, Sampling)
-        if defect := sampling.defect():
+        if defect := sampling.defect().replace("penalty_window", "repeat_last_n"):
             raise InvalidRequest(defect, defect.partition(" ")[0])
         return sampling
 
@@ -99,12 +101,15 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         return secrets.randbits(64) if self.seed is None or self.seed == -1 else self.seed % 2**64
 
     def _biases(self) -> tuple[tuple[int, float], ...]:
-        if not isinstance(self.logit_bias, dict):
-            return tuple(self.logit_bias or ())
+        given = self.logit_bias or {}
+        pairs = given.items() if isinstance(given, dict) else given
         try:
-            return tuple((int(token), bias) for token, bias in self.logit_bias.items())
+            biases = [(int(token), bias) for token, bias in pairs]
         except ValueError:
-            raise InvalidRequest("the keys of logit_bias are token ids", "logit_bias") from None
+            raise InvalidRequest("logit_bias maps token ids to numbers", "logit_bias") from None
+        if any(bias is True for _, bias in biases):
+            raise InvalidRequest("a logit_bias is a number, or false for never", "logit_bias")
+        return tuple((token, NEVER if bias is False else bias) for token, bias in biases)
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -212,10 +217,9 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
-        if self.suffix:
-            raise InvalidRequest("suffix is not supported", "suffix")
         if self.best_of is not None and self.best_of != self.choices():
-            raise InvalidRequest("best_of is only supported equal to n", "best_of")
+            why = "only as many answers as are returned (n) are made; ask for n and choose"
+            raise InvalidRequest(f"best_of other than n is not supported: {why}", "best_of")
         if self.echo and self.logprobs is not None:
             raise InvalidRequest("echo together with logprobs is not supported", "echo")
 

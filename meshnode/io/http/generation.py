@@ -8,16 +8,17 @@ import msgspec
 from starlette.responses import Response
 
 from meshnode.core.serving.request import Generation
+from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import thinking_of
 from meshnode.errors import InvalidRequest, PromptTooLong
 from meshnode.io.http.answer import Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
-from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
+from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, NEVER, ChatRequest, CompletionRequest
 from meshnode.io.http.meter import Meter
-from meshnode.io.http.prompt import chat_prompt, check_ids, prompt_ids, shown_text
+from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids, shown_text
 from meshnode.io.http.shapes import ChatShape, CompletionShape, Shape
-from meshnode.wire.sampling import Sampling
+from meshnode.wire.sampling import MAX_BIASES, Sampling
 
 
 class GenerationRoutes:
@@ -60,6 +61,9 @@ class GenerationRoutes:
         prompts = [await prompt_ids(model, prompt) for prompt in asked.prompts()]
         each = [ids for ids in prompts for _ in range(count)]
         echoes = [shown_text(model.vocabulary, ids) for ids in each] if asked.echo else []
+        if asked.suffix:
+            prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
+            each = [ids for ids in prompts for _ in range(count)]
         shape = CompletionShape(model.id, model.vocabulary, asked, echoes)
         job = Job(
             generations=_generations(model, shape, each, count, limit, sampling),
@@ -80,6 +84,8 @@ def _generations(
 ) -> tuple[Generation, ...]:
     """One generation per choice. Choices of one prompt differ by their seed, so that each can be repeated alone."""
     check_ids((token for token, _ in sampling.logit_bias), model.vocabulary, "logit_bias")
+    if sampling.ignore_eos:
+        sampling = _endless(sampling, model.vocabulary)
     generations = []
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -97,3 +103,14 @@ def _generations(
             )
         )
     return tuple(generations)
+
+
+def _endless(sampling: Sampling, vocabulary: Vocabulary) -> Sampling:
+    """As llama.cpp reads `ignore_eos`: tokens that end an answer are never drawn, instead of drawn and passed over.
+
+    A file with so many that they do not travel keeps them; the head passes over them.
+    """
+    never = tuple((token, NEVER) for token in sorted(vocabulary.end))
+    if len(sampling.logit_bias) + len(never) > MAX_BIASES:
+        return sampling
+    return msgspec.structs.replace(sampling, logit_bias=(*sampling.logit_bias, *never))

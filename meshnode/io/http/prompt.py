@@ -24,6 +24,18 @@ async def prompt_ids(model: ServedModel, prompt: str | tuple[int, ...]) -> tuple
     return prompt
 
 
+async def filling_ids(model: ServedModel, prefix: tuple[int, ...], suffix: str) -> tuple[int, ...]:
+    """A prompt whose answer stands between `prefix` and `suffix`. InvalidRequest where the model cannot fill in."""
+    vocabulary = model.vocabulary
+    if not vocabulary.fills:
+        raise InvalidRequest("this model has no tokens for filling in (FIM), so it cannot take a suffix", "suffix")
+    before, after, between = vocabulary.fim
+    following = await model.tokenize(suffix, add_special=False, parse_special=False)
+    # A first token of the model stays first.
+    lead, rest = (prefix[:1], prefix[1:]) if prefix[:1] == (vocabulary.bos,) else ((), prefix)
+    return (*lead, before, *rest, after, *following, between)
+
+
 def check_ids(ids: Iterable[int], vocabulary: Vocabulary, field: str) -> None:
     """InvalidRequest for an id that the model does not know."""
     if not all(0 <= token < len(vocabulary.pieces) for token in ids):
