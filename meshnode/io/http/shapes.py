@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,11 @@ def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int) -> Js
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": thought_tokens},
     }
+
+
+def call_id(family: str) -> str:
+    """A name for one tool call, by which its result comes back."""
+    return f"{family}_{secrets.token_hex(12)}"
 
 
 class Shape(Protocol):
@@ -83,6 +89,7 @@ class ChatShape(_Envelope):
         super().__init__("chatcmpl", "chat.completion", model, vocabulary)
         self._with_logprobs = with_logprobs
         self._with_usage = with_usage
+        self._calls: Counter[int] = Counter()
         self._more: Json = {"usage": None} if with_usage else {}
 
     def opening(self, index: int) -> list[Json]:
@@ -96,6 +103,12 @@ class ChatShape(_Envelope):
             chunks.append(self._chunk(delta.index, {"reasoning_content": delta.thought}, None, None))
         if delta.text or (self._with_logprobs and delta.tokens):
             chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
+        for call in self._called(delta):
+            # The arguments are whole already; clients still expect them after the name.
+            function = call["function"]
+            named = {**call, "function": {"name": function["name"], "arguments": ""}}
+            told = {"index": call["index"], "function": {"arguments": function["arguments"]}}
+            chunks += [self._chunk(delta.index, {"tool_calls": [part]}, None, None) for part in (named, told)]
         if delta.finish:
             chunks.append(self._chunk(delta.index, {}, None, delta.finish))
         return chunks
@@ -109,13 +122,34 @@ class ChatShape(_Envelope):
         answers = [
             {
                 "index": index,
-                "message": _message(deltas),
+                "message": self._message(deltas),
                 "logprobs": self._logprobs([token for delta in deltas for token in delta.tokens]),
                 "finish_reason": deltas[-1].finish,
             }
             for index, deltas in enumerate(choices)
         ]
         return self._wrap(answers, "chat.completion", usage=counts)
+
+    def _message(self, deltas: Sequence[Delta]) -> Json:
+        text, thought = ("".join(getattr(delta, part) for delta in deltas) for part in ("text", "thought"))
+        calls = [call for delta in deltas for call in self._called(delta)]
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if thought:
+            message["reasoning_content"] = thought
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+        return message
+
+    def _called(self, delta: Delta) -> list[Json]:
+        """Its calls, counted by choice."""
+        made = []
+        for call in delta.calls:
+            function = {"name": call.name, "arguments": call.arguments}
+            number = self._calls[delta.index]
+            made.append({"index": number, "id": call_id("call"), "type": "function", "function": function})
+            self._calls[delta.index] += 1
+        return made
 
     def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -136,12 +170,6 @@ class ChatShape(_Envelope):
     def _entry(self, token: int, logprob: float | None) -> Json:
         written = self._vocabulary.written(token)
         return {"token": written.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(written)}
-
-
-def _message(deltas: Sequence[Delta]) -> Json:
-    thought = "".join(delta.thought for delta in deltas)
-    message: Json = {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None}
-    return {**message, "reasoning_content": thought} if thought else message
 
 
 class CompletionShape(_Envelope):

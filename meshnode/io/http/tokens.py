@@ -89,7 +89,6 @@ class TokenRoutes:
     async def apply_template(self, model: ServedModel, body: bytes) -> Response:
         """POST apply-template: the prompt of a chat, not computed."""
         asked = decode(body, ChatRequest)
-        asked.refuse_tools()
         return json_response({"prompt": await model.render(asked.as_conversation())})
 
     async def _ids(self, model: ServedModel, asked: TokenizeRequest) -> tuple[int, ...]:
@@ -97,7 +96,6 @@ class TokenRoutes:
         if len(given) != 1:
             raise InvalidRequest("exactly one of content, prompt and messages is needed", given[-1] if given else None)
         if asked.messages is not None:
-            asked.refuse_tools()
             return await _chat_ids(model, asked, asked.as_conversation())
         parse = asked.parse_special is not False
         if asked.content is not None:
