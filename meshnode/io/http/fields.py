@@ -22,6 +22,8 @@ MESSAGES: Final = 4096
 """Messages of one chat: agents send some hundreds."""
 NEVER: Final = -1e9
 """A bias under which no token is drawn: llama.cpp's minus infinity, as a number that travels."""
+BEST_ONLY: Final = 1e-9
+"""What OpenAI's smallest `top_p`, 0, means: of the most likely tokens the first reaches it."""
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's default of the legacy route."""
 
@@ -83,7 +85,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         if self.grammar is not None or self.json_schema is not None:
             raise InvalidRequest("constrained output is not supported", "grammar" if self.grammar else "json_schema")
         given = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "temperature": self.temperature, "top_p": self.top_p or (BEST_ONLY if self.top_p == 0 else None), "top_k": self.top_k, "min_p": self.min_p,
             "typical_p": self.typical_p, "repeat_penalty": self.repeat_penalty,
             "penalty_window": self.repeat_last_n, "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty, "ignore_eos": self.ignore_eos,

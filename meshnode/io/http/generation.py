@@ -33,7 +33,7 @@ class GenerationRoutes:
     async def chat(self, model: ServedModel, body: bytes) -> Response:
         """POST chat/completions."""
         asked = decode(body, ChatRequest)
-        shape = ChatShape(model.id, model.vocabulary, bool(asked.logprobs), asked.with_usage())
+        shape = ChatShape(model, bool(asked.logprobs), asked.with_usage())
         return await self.converse(model, asked, lambda prompt_tokens: shape)
 
     async def converse(
@@ -67,7 +67,7 @@ class GenerationRoutes:
         if asked.suffix:
             prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
             each = [ids for ids in prompts for _ in range(count)]
-        shape = CompletionShape(model.id, model.vocabulary, asked, echoes)
+        shape = CompletionShape(model, asked, echoes)
         job = Job(
             generations=_generations(model, shape, each, count, limit, sampling),
             stops=stops,

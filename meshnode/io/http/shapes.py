@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from meshnode.core.serving.text import Vocabulary
+from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Delta, Spoken
 from meshnode.io.http.failure import Dialect
 from meshnode.io.http.fields import CompletionRequest
@@ -62,16 +62,17 @@ class Shape(Protocol):
 class _Envelope:
     dialect = Dialect.CHAT
 
-    def __init__(self, prefix: str, kind: str, model: str, vocabulary: Vocabulary) -> None:
+    def __init__(self, prefix: str, kind: str, model: ServedModel) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
         self._kind = kind
-        self._model = model
-        self._vocabulary = vocabulary
+        self._model = model.id
+        self._fingerprint = model.fingerprint
+        self._vocabulary = model.vocabulary
         self._created = int(time.time())
 
     def _wrap(self, choices: list[Json], kind: str, **more: Any) -> Json:
         head = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
-        return {**head, "choices": choices, **more}
+        return {**head, "system_fingerprint": self._fingerprint, "choices": choices, **more}
 
     def _text_of(self, token: int) -> str:
         """A key for the token: part of a character is spelled as OpenAI does, `bytes:\\xc3`, to stay distinct."""
@@ -85,8 +86,8 @@ class _Envelope:
 class ChatShape(_Envelope):
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, with_usage: bool) -> None:
-        super().__init__("chatcmpl", "chat.completion", model, vocabulary)
+    def __init__(self, model: ServedModel, with_logprobs: bool, with_usage: bool) -> None:
+        super().__init__("chatcmpl", "chat.completion", model)
         self._with_logprobs = with_logprobs
         self._with_usage = with_usage
         self._calls: Counter[int] = Counter()
@@ -175,8 +176,8 @@ class ChatShape(_Envelope):
 class CompletionShape(_Envelope):
     """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, asked: CompletionRequest, echoes: Sequence[str]) -> None:
-        super().__init__("cmpl", "text_completion", model, vocabulary)
+    def __init__(self, model: ServedModel, asked: CompletionRequest, echoes: Sequence[str]) -> None:
+        super().__init__("cmpl", "text_completion", model)
         self._with_usage = asked.with_usage()
         self._with_logprobs = asked.logprobs is not None
         self._echoes = echoes

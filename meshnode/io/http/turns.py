@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from meshnode.errors import InvalidRequest
 
@@ -45,7 +46,7 @@ class Message(msgspec.Struct, frozen=True):
     """One turn of the conversation."""
 
     role: str
-    content: str | list[ContentPart] | None = None
+    content: str | list[ContentPart] | None | UnsetType = UNSET
     name: str | None = None
     tool_calls: list[MadeCall] | None = None
     tool_call_id: str | None = None
@@ -97,6 +98,8 @@ def turn_of(message: Message, place: str) -> dict[str, Any]:
     if not 1 <= len(message.role) <= ROLE_CHARACTERS:
         raise InvalidRequest(f"role must have between 1 and {ROLE_CHARACTERS} characters", f"{place}.role")
     content = message.content
+    if content is UNSET and not message.tool_calls:
+        raise InvalidRequest("a message needs content", f"{place}.content")
     if isinstance(content, list):
         for part in content:
             if part.type != "text" or part.text is None:

@@ -32,6 +32,7 @@ class ByteModel:
         self.created = 1_700_000_000
         self.context = 512
         self.vocabulary = VOCABULARY
+        self.fingerprint = "fp_bytes"
         self.answer: list[int] = [*answer.encode(), END]
         self.stall_at = -1
         """Index of the token that never comes; -1: none."""

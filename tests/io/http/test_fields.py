@@ -7,7 +7,7 @@ import pytest
 
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.body import decode
-from meshnode.io.http.fields import NEVER, ChatRequest, CompletionRequest
+from meshnode.io.http.fields import BEST_ONLY, NEVER, ChatRequest, CompletionRequest
 from meshnode.io.http.turns import Function, Tool
 from tests.io.http.byte_model import ByteDirectory, ByteModel
 from tests.io.http.serving import serving
@@ -25,7 +25,8 @@ WRONG = [
     ("chat", {**HELLO, "model": 5}, "model"),
     ("chat", {**HELLO, "temperature": "warm"}, "temperature"),
     ("chat", {**HELLO, "temperature": -1}, "temperature"),
-    ("chat", {**HELLO, "top_p": 0}, "top_p"),
+    ("chat", {**HELLO, "top_p": -0.1}, "top_p"),
+    ("chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
     ("chat", {**HELLO, "max_tokens": 0}, "max_tokens"),
     ("chat", {**HELLO, "max_completion_tokens": -5}, "max_completion_tokens"),
     ("chat", {**HELLO, "max_tokens": 1.5}, "max_tokens"),
@@ -110,3 +111,12 @@ def test_tools_that_may_not_be_called_are_no_reason_to_refuse() -> None:
 def test_a_bias_of_false_means_never_in_both_spellings(given: Any) -> None:
     asked = decode(msgspec.json.encode({"prompt": "a", "logit_bias": given}), CompletionRequest)
     assert asked.sampling(-1).logit_bias == ((5, -100.0), (7, NEVER))
+
+
+def test_a_top_p_of_zero_leaves_the_best_token_alone() -> None:
+    assert decode(b'{"prompt":"a","top_p":0}', CompletionRequest).sampling(-1).top_p == BEST_ONLY
+
+
+def test_a_content_of_null_is_an_empty_one() -> None:
+    asked = decode(b'{"messages":[{"role":"user","content":null}]}', ChatRequest)
+    assert asked.as_conversation().messages == ({"role": "user", "content": ""},)
