@@ -153,7 +153,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = "no such path; the API lives under /v1"
         return Failure(404, "not_found_error", message, "unknown_url").response()
     headers = dict(error.headers or {})
-    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(dialect_of(request.url.path))
+    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(
+        dialect_of(request.url.path)
+    )
 
 
 async def _own_bug(request: Request, error: Exception) -> Response:

@@ -36,9 +36,7 @@ class GenerationRoutes:
         shape = ChatShape(model, bool(asked.logprobs), asked.with_usage())
         return await self.converse(model, asked, lambda prompt_tokens: shape)
 
-    async def converse(
-        self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]
-    ) -> Response:
+    async def converse(self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]) -> Response:
         """The answer to a chat, written as `shape_of` (tokens of the prompt) says."""
         asked.refuse_unsupported()
         sampling = asked.sampling(asked.alternatives())
