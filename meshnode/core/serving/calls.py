@@ -7,7 +7,8 @@ JSON stays text. What comes out, joined, does not depend on how the text was cut
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, NoReturn
 
@@ -23,7 +24,8 @@ class Format(Enum):
     """How a family writes its calls; the value is what begins one."""
 
     TAGGED = "<tool_call>"
-    """Hermes, Qwen: one JSON object between two tags, as often as needed."""
+    """Hermes, Qwen: one JSON object between two tags, as often as needed; Qwen3-Coder: a function with parameters, each
+    between tags of its own."""
     LISTED = "[TOOL_CALLS]"
     """Mistral: a JSON list up to the end, or `name[ARGS]{...}` one after the other."""
     BARE = "{"
@@ -37,6 +39,10 @@ TAGS: Final = frozenset(
     tag.encode() for tag in (Format.TAGGED.value, TAGGED_END, Format.LISTED.value, ARGUMENTS, CALL_ID)
 )
 """Written out also where a vocabulary hides them, as it does with control tokens."""
+
+
+_FUNCTION: Final = re.compile(r"\s*<function=([^>\s]+)>(.*)</function>\s*", re.DOTALL)
+_PARAMETER: Final = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?", re.DOTALL)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -60,9 +66,10 @@ def format_of(template: str) -> Format | None:
 class CallSplitter:
     """Text in, (text, calls) out. White space beside a call is dropped."""
 
-    def __init__(self, known: Format, names: frozenset[str]) -> None:
+    def __init__(self, known: Format, tools: Mapping[str, frozenset[str]]) -> None:
+        """`tools`: names that may be called, each with those of its parameters that are text."""
         self._format = known
-        self._names = names
+        self._tools = tools
         self._held = ""
         self._space = ""
         """White space before the call that is being read: dropped with it, shown if it is none."""
@@ -85,7 +92,8 @@ class CallSplitter:
             if not ended:
                 return said, calls
             self._held, self._in_call = after, False
-            found = self._known(_objects(body.removeprefix(Format.TAGGED.value)))
+            inner = body.removeprefix(Format.TAGGED.value)
+            found = self._known(_objects(inner) or _functions(inner, self._tools))
             calls += found
             if not found:
                 said += self._speak(self._space + body + ended)
@@ -129,7 +137,7 @@ class CallSplitter:
 
     def _known(self, found: Sequence[Call]) -> list[Call]:
         """All of them, if all are of known tools; else none, and the text stays text."""
-        if len(found) + self.calls > CALLS or any(call.name not in self._names for call in found):
+        if len(found) + self.calls > CALLS or any(call.name not in self._tools for call in found):
             return []
         self.calls += len(found)
         return list(found)
@@ -138,6 +146,28 @@ class CallSplitter:
 def _objects(text: str) -> list[Call]:
     """One JSON object or several, with nothing but white space or semicolons between; [] for anything else."""
     return _calls_of(_values(text))
+
+
+def _functions(text: str, tools: Mapping[str, frozenset[str]]) -> list[Call]:
+    """Qwen3-Coder's: only the schema tells the text 5 from the number."""
+    found = _FUNCTION.fullmatch(text)
+    if found is None:
+        return []
+    texts, given = tools.get(found[1], frozenset()), {}
+    *parts, rest = found[2].split("</parameter>")
+    if rest.strip():
+        return []
+    for part in parts:
+        begun = _PARAMETER.fullmatch(part)
+        if begun is None:
+            return []
+        given[begun[1]] = _value(begun[2], begun[1] in texts)
+    return [Call(found[1], _written(given))]
+
+
+def _value(given: str, is_text: bool) -> Any:
+    values = None if is_text else _values(given)
+    return values[0] if values and len(values) == 1 else given
 
 
 def _listed(text: str) -> list[Call]:
@@ -190,7 +220,11 @@ def _values(text: str) -> list[Any] | None:
 def _decoded(text: str) -> Iterator[Any]:
     decoder = json.JSONDecoder(parse_constant=_no_number)
     rest = text.strip()
+    count = 0
     while rest:
+        count += 1
+        if count > CALLS:
+            raise ValueError("more values than calls")
         value, end = decoder.raw_decode(rest)
         yield value
         rest = rest[end:].lstrip(" \t\r\n;")

@@ -44,8 +44,8 @@ class Reading(msgspec.Struct, frozen=True):
 
     thinking: Thinking | None = None
     calling: Format | None = None
-    tools: frozenset[str] = frozenset()
-    """Names that may be called."""
+    tools: dict[str, frozenset[str]] = {}
+    """Names that may be called, each with those of its parameters that are text."""
     one_call: bool = False
     """The answer ends with its first call."""
 

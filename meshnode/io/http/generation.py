@@ -128,8 +128,9 @@ def _reading(asked: ChatRequest, vocabulary: Vocabulary) -> Reading:
     known = format_of(vocabulary.chat_template)
     if known is None:
         raise InvalidRequest("the chat template of this model has no tools, or in a form not known here", "tools")
-    names = frozenset(tool.function.name for tool in tools)
-    return Reading(None, known, names, asked.parallel_tool_calls is False)
+    return Reading(
+        None, known, {tool.function.name: tool.texts() for tool in tools}, asked.parallel_tool_calls is False
+    )
 
 
 def _with_thoughts(reading: Reading, asked: ChatRequest, vocabulary: Vocabulary, prompt: str) -> Reading:

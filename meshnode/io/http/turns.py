@@ -68,6 +68,12 @@ class Tool(msgspec.Struct, frozen=True):
     function: Function
     type: str = "function"
 
+    def texts(self) -> frozenset[str]:
+        """Parameters that its schema says are text."""
+        properties = (self.function.parameters or {}).get("properties")
+        described = properties.items() if isinstance(properties, dict) else ()
+        return frozenset(name for name, each in described if isinstance(each, dict) and each.get("type") == "string")
+
     def shown(self) -> dict[str, Any]:
         """As templates read it: always with parameters, which many of them walk over."""
         nothing = {"type": "object", "properties": {}}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from meshnode.core.serving import calls
 from meshnode.core.serving.calls import Call, CallSplitter, Format, format_of
 
-NAMES = frozenset({"add", "look.up"})
+TOOLS = {"add": frozenset({"text"}), "look.up": frozenset()}
 
 
 def split(known: Format, *pieces: str) -> tuple[str, list[Call]]:
-    splitter = CallSplitter(known, NAMES)
+    splitter = CallSplitter(known, TOOLS)
     said, found = "", []
     for text, new in [*map(splitter.feed, pieces), splitter.finish()]:
         said += text
@@ -48,6 +48,17 @@ CASES = [
     ),
     (Format.TAGGED, '<tool_call>{"name":"add","arguments":[1]}</tool_call>', None),
     (Format.TAGGED, '<tool_call>{"name":"add","arguments":{"a":NaN}}</tool_call>', None),
+    (
+        Format.TAGGED,
+        "<tool_call>\n<function=add>\n<parameter=a>\n5\n</parameter>\n<parameter=text>\n5\n\n6\n</parameter>\n"
+        "<parameter=b>[1, x]</parameter></function>\n</tool_call>",
+        ("", [Call("add", '{"a": 5, "text": "5\\n\\n6", "b": "[1, x]"}')]),
+    ),
+    (Format.TAGGED, "<tool_call><function=look.up></function></tool_call>", ("", [TWO])),
+    (Format.TAGGED, "<tool_call><function=drop></function></tool_call>", None),
+    (Format.TAGGED, "<tool_call><function=add>x<parameter=a>1</parameter></function></tool_call>", None),
+    (Format.TAGGED, "<tool_call><function=add><parameter=a>1</parameter>x</function></tool_call>", None),
+    (Format.TAGGED, "<tool_call><function=add><parameter=a>1</function></tool_call>", None),
     (Format.LISTED, f"[TOOL_CALLS][{BODY}]", ("", [ONE])),
     (Format.LISTED, "Hm. [TOOL_CALLS]look.up[ARGS]{}", ("Hm.", [TWO])),
     (Format.LISTED, "[TOOL_CALLS]look.up[CALL_ID]abc[ARGS]{}[TOOL_CALLS]look.up[ARGS]{}", ("", [TWO, TWO])),
@@ -96,12 +107,22 @@ def test_no_cut_changes_anything_and_no_text_is_lost_without_a_call(known: Forma
     said, found = split(known, *pieces)
     assert split(known, text) == split(known, *text) == (said, found)
     assert found or said == text
-    assert all(call.name in NAMES and isinstance(json.loads(call.arguments), dict) for call in found)
+    assert all(call.name in TOOLS and isinstance(json.loads(call.arguments), dict) for call in found)
 
 
 def test_text_that_cannot_be_json_for_depth_stays_text() -> None:
     deep = '{"name":"add","arguments":' + '{"a":' * 100_000
     assert split(Format.BARE, deep) == (deep, [])
+
+
+@pytest.mark.parametrize("filling", ["<parameter=a>", "{}", "</parameter>", "</function>", " ", "<tool_call>", '{"a":'])
+def test_a_long_answer_that_looks_like_calls_is_read_in_one_pass(filling: str) -> None:
+    """Half a megabyte: whatever looked at it from each place on would take hours."""
+    text = f"<tool_call><function=add>{filling * (500_000 // len(filling))}</function></tool_call>"
+    for known in Format:
+        split(known, text)
+    said, found = split(Format.BARE, "{}" * 250_000)
+    assert (len(said), found) == (500_000, [])
 
 
 def test_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,16 @@ async def test_the_official_client_accumulates_streamed_calls() -> None:
     assert [(call.function.name, call.function.arguments) for call in calls] == [("add", ARGUMENTS)]
 
 
+async def test_the_schema_tells_text_from_numbers_where_the_format_does_not() -> None:
+    parts = "<parameter=code>1</parameter><parameter=count>1</parameter>"
+    model = caller(f"<tool_call><function=add>{parts}</function></tool_call>")
+    for properties in ({"code": {"type": "string"}, "count": {"type": "integer"}}, {"code": 5}, []):
+        tools = [{"function": {"name": "add", "parameters": {"type": "object", "properties": properties}}}]
+        message = (await chat(model, tools=tools)).json()["choices"][0]["message"]
+        code = "1" if properties and properties["code"] != 5 else 1
+        assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"code": code, "count": 1}
+
+
 async def test_without_parallel_calls_the_answer_ends_with_the_first_one() -> None:
     model = caller()
     choice = (await chat(model, parallel_tool_calls=False)).json()["choices"][0]
