@@ -6,6 +6,7 @@ does not; every head that was opened is reported once as opened or failed, and o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,11 +17,13 @@ from datetime import UTC, datetime
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshnode import __version__
 from meshnode.app.hops import HopSeats
 from meshnode.app.probes import Probes
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
+from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
@@ -75,6 +78,13 @@ class ServedRun:
         """What tokens say."""
         return self.model.vocabulary
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's bytes, the version, and where the layers are cut."""
+        cuts = tuple(stage.first for stage in self.claim.stages)
+        spread = (self.claim.manifest_digest, __version__, cuts, self.claim.options.kv_type)
+        return "fp_" + hashlib.sha256(repr(spread).encode()).hexdigest()[:12]
+
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         """Token ids of `text`."""
         return await self.model.tokenizer.tokenize(text, add_special=add_special, parse_special=parse_special)
@@ -82,6 +92,10 @@ class ServedRun:
     async def render(self, conversation: Conversation) -> str:
         """The prompt of a chat."""
         return await self.model.tokenizer.render(conversation)
+
+    def statistics(self) -> Statistics:
+        """Of its head."""
+        return self.pipeline.statistics()
 
     def counters(self) -> dict[str, int]:
         """Lanes, queue and rejections, for /health."""

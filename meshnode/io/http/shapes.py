@@ -7,41 +7,51 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from meshnode.core.serving.text import Vocabulary
+from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Delta, Spoken
+from meshnode.io.http.failure import Dialect
+from meshnode.io.http.fields import CompletionRequest
 
 Json = dict[str, Any]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int) -> Json:
     """Token counts; cached and reasoning tokens are part of the shape that clients read."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought_tokens},
     }
+
+
+def call_id(family: str) -> str:
+    """A name for one tool call, by which its result comes back."""
+    return f"{family}_{secrets.token_hex(12)}"
 
 
 class Shape(Protocol):
     """How one route writes its answer."""
 
     id: str
+    dialect: Dialect
+    """How its errors are written, and whether `[DONE]` ends its stream."""
 
-    def opening(self, index: int) -> Json | None:
-        """The chunk before a choice's first text."""
+    def opening(self, index: int) -> list[Json]:
+        """The chunks before a choice's first text."""
         ...
 
     def chunks(self, delta: Delta) -> list[Json]:
         """The chunks of one delta; a finish comes in a chunk of its own."""
         ...
 
-    def closing(self, counts: Json) -> Json:
-        """The usage chunk of a stream."""
+    def closing(self, counts: Json) -> list[Json]:
+        """The chunks after all choices: usage if it was asked for."""
         ...
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
@@ -50,16 +60,19 @@ class Shape(Protocol):
 
 
 class _Envelope:
-    def __init__(self, prefix: str, kind: str, model: str, vocabulary: Vocabulary) -> None:
+    dialect = Dialect.CHAT
+
+    def __init__(self, prefix: str, kind: str, model: ServedModel) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
         self._kind = kind
-        self._model = model
-        self._vocabulary = vocabulary
+        self._model = model.id
+        self._fingerprint = model.fingerprint
+        self._vocabulary = model.vocabulary
         self._created = int(time.time())
 
     def _wrap(self, choices: list[Json], kind: str, **more: Any) -> Json:
         head = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
-        return {**head, "choices": choices, **more}
+        return {**head, "system_fingerprint": self._fingerprint, "choices": choices, **more}
 
     def _text_of(self, token: int) -> str:
         """A key for the token: part of a character is spelled as OpenAI does, `bytes:\\xc3`, to stay distinct."""
@@ -73,40 +86,71 @@ class _Envelope:
 class ChatShape(_Envelope):
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, with_usage: bool) -> None:
-        super().__init__("chatcmpl", "chat.completion", model, vocabulary)
+    def __init__(self, model: ServedModel, with_logprobs: bool, with_usage: bool) -> None:
+        super().__init__("chatcmpl", "chat.completion", model)
         self._with_logprobs = with_logprobs
+        self._with_usage = with_usage
+        self._calls: Counter[int] = Counter()
         self._more: Json = {"usage": None} if with_usage else {}
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int) -> list[Json]:
         """The role, which clients expect first and once."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+        return [self._chunk(index, {"role": "assistant", "content": ""}, None, None)]
 
     def chunks(self, delta: Delta) -> list[Json]:
-        """Text with its log-probabilities, then the finish."""
+        """A thought, text with its log-probabilities, then the finish."""
         chunks = []
+        if delta.thought:
+            chunks.append(self._chunk(delta.index, {"reasoning_content": delta.thought}, None, None))
         if delta.text or (self._with_logprobs and delta.tokens):
             chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
+        for call in self._called(delta):
+            # The arguments are whole already; clients still expect them after the name.
+            function = call["function"]
+            named = {**call, "function": {"name": function["name"], "arguments": ""}}
+            told = {"index": call["index"], "function": {"arguments": function["arguments"]}}
+            chunks += [self._chunk(delta.index, {"tool_calls": [part]}, None, None) for part in (named, told)]
         if delta.finish:
             chunks.append(self._chunk(delta.index, {}, None, delta.finish))
         return chunks
 
-    def closing(self, counts: Json) -> Json:
+    def closing(self, counts: Json) -> list[Json]:
         """No choices, only the counts."""
-        return self._wrap([], "chat.completion.chunk", usage=counts)
+        return [self._wrap([], "chat.completion.chunk", usage=counts)] if self._with_usage else []
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
         """One message per choice."""
         answers = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None},
+                "message": self._message(deltas),
                 "logprobs": self._logprobs([token for delta in deltas for token in delta.tokens]),
                 "finish_reason": deltas[-1].finish,
             }
             for index, deltas in enumerate(choices)
         ]
         return self._wrap(answers, "chat.completion", usage=counts)
+
+    def _message(self, deltas: Sequence[Delta]) -> Json:
+        text, thought = ("".join(getattr(delta, part) for delta in deltas) for part in ("text", "thought"))
+        calls = [call for delta in deltas for call in self._called(delta)]
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if thought:
+            message["reasoning_content"] = thought
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+        return message
+
+    def _called(self, delta: Delta) -> list[Json]:
+        """Its calls, counted by choice."""
+        made = []
+        for call in delta.calls:
+            function = {"name": call.name, "arguments": call.arguments}
+            number = self._calls[delta.index]
+            made.append({"index": number, "id": call_id("call"), "type": "function", "function": function})
+            self._calls[delta.index] += 1
+        return made
 
     def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -132,15 +176,16 @@ class ChatShape(_Envelope):
 class CompletionShape(_Envelope):
     """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, echoes: Sequence[str]) -> None:
-        super().__init__("cmpl", "text_completion", model, vocabulary)
-        self._with_logprobs = with_logprobs
+    def __init__(self, model: ServedModel, asked: CompletionRequest, echoes: Sequence[str]) -> None:
+        super().__init__("cmpl", "text_completion", model)
+        self._with_usage = asked.with_usage()
+        self._with_logprobs = asked.logprobs is not None
         self._echoes = echoes
         """Text shown before each choice's own; empty without `echo`."""
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int) -> list[Json]:
         """The echoed prompt."""
-        return self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind) if self._echoes else None
+        return [self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind)] if self._echoes else []
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Text with its log-probabilities, then the finish."""
@@ -151,9 +196,9 @@ class CompletionShape(_Envelope):
             chunks.append(self._wrap([self._choice(delta.index, "", (), delta.finish)], self._kind))
         return chunks
 
-    def closing(self, counts: Json) -> Json:
+    def closing(self, counts: Json) -> list[Json]:
         """No choices, only the counts."""
-        return self._wrap([], self._kind, usage=counts)
+        return [self._wrap([], self._kind, usage=counts)] if self._with_usage else []
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
         """One text per choice."""

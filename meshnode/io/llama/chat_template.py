@@ -61,7 +61,7 @@ class ChatTemplate:
         self._template: jinja2.Template | None = None
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt with the beginning of the answer.
+        """The prompt with the beginning of the answer, unless `add_generation_prompt` says otherwise.
 
         Raises InvalidRequest where the template refuses the conversation or lacks something in it, StageError
         (`template`) where the template itself is at fault.
@@ -73,7 +73,7 @@ class ChatTemplate:
             # Tool templates walk over `tools` unasked, and Gemma's knows no system role. Both have an obvious reading,
             # which llama.cpp takes too; where it fails as well, the first error is the true one.
             lists = {"tools": [], "documents": [], **conversation.variables}
-            for reading in (messages, _without_system(messages)):
+            for reading in (messages, _without_system(messages), _with_written_arguments(messages)):
                 with suppress(InvalidRequest):
                     return self._attempt(reading, lists)
             raise
@@ -81,12 +81,11 @@ class ChatTemplate:
     def _attempt(self, messages: tuple[dict[str, Any], ...], variables: dict[str, Any]) -> str:
         fixed = {
             "messages": list(messages),
-            "add_generation_prompt": True,
             "bos_token": self._bos,
             "eos_token": self._eos,
         }
         try:
-            return self._collect(self._compiled(), {**variables, **fixed})
+            return self._collect(self._compiled(), {"add_generation_prompt": True, **variables, **fixed})
         except _Refusal as error:
             raise InvalidRequest(f"the model's chat template refuses: {str(error)[:200]}", "messages") from None
         except jinja2.exceptions.SecurityError:
@@ -127,6 +126,20 @@ def _without_system(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any
             return ({**more, "role": "user", "content": f"{system}\n\n{user}"}, *rest)
         case _:
             return messages
+
+
+def _with_written_arguments(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Arguments of calls as JSON text, which templates of DeepSeek join to text; others walk over the object."""
+    return tuple(
+        {**turn, "tool_calls": [_written(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in messages
+    )
+
+
+def _written(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    given = function["arguments"]
+    return {**call, "function": {**function, "arguments": given if isinstance(given, str) else _to_json(given)}}
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 
 import trio
 
+from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.request import Alternative, Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import MeshError, PromptTooLong, Unavailable
@@ -31,6 +32,7 @@ class ByteModel:
         self.created = 1_700_000_000
         self.context = 512
         self.vocabulary = VOCABULARY
+        self.fingerprint = "fp_bytes"
         self.answer: list[int] = [*answer.encode(), END]
         self.stall_at = -1
         """Index of the token that never comes; -1: none."""
@@ -40,11 +42,17 @@ class ByteModel:
         self.fails_with: MeshError | None = None
         """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
+        self.conversations: list[Conversation] = []
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
         self.freed = trio.Event()
         """Set when the last lane was given back."""
+
+    def statistics(self) -> Statistics:
+        counts = dict.fromkeys(Statistics.__struct_fields__, 0)
+        busy = {"lanes": 4, "lanes_busy": self.lanes, "context": self.context, "rejected": {}}
+        return Statistics(**{**counts, **busy})
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         head, ids = ([BOS] if add_special else []), []
@@ -53,6 +61,7 @@ class ByteModel:
         return tuple(head + ids)
 
     async def render(self, conversation: Conversation) -> str:
+        self.conversations.append(conversation)
         turns = [f"{each['role']}: {each['content']}\n" for each in conversation.messages]
         return "".join(turns) + "assistant:"
 
@@ -112,6 +121,9 @@ class ByteDirectory:
     def local(self, model_id: str, *, passed: bool) -> ByteModel | None:
         ready = self.states.get(model_id, "ready") == "ready"
         return self.served.get(model_id) if ready else None
+
+    def here(self) -> tuple[ByteModel, ...]:
+        return tuple(self.served.values())
 
     def pass_on(self, model_id: str, request: PassedRequest) -> AbstractAsyncContextManager[PassedAnswer]:
         if model_id not in self.elsewhere:
