@@ -113,9 +113,11 @@ def test_of_two_replicas_the_one_that_answers_sooner_gets_the_next_request(mesh:
     for node in (one, two):
         assert asked(node, "load", str(copy), "--context", "2048", "--only", "two")[0] == 0
     until("both heads serve it", lambda: {"twice"} <= states(one).keys() & states(two).keys())
-    until(
-        "each knows of the other's", lambda: len([d for d in one.status()["deployments"] if d["model"] == "twice"]) == 2
-    )
+
+    def served() -> int:
+        return [(d["model"], d["state"]) for d in one.status()["deployments"]].count(("twice", "serving"))
+
+    until("each serves, and knows of the other's", lambda: served() == 2)
     message: Any = {"role": "user", "content": QUESTION}
     client = one.client()
 

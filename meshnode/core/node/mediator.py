@@ -298,6 +298,7 @@ class Mediator:
                     self.successor.changed()
                 case member.Keep():
                     self.out.do(do.KeepRevocations(order.revocations))
+                    self.register.revoked(now)
                 case member.Noted():
                     self.out.trace(order.text)
                 case _:

@@ -76,6 +76,23 @@ class Register:
             self.say(msgspec.structs.replace(known.demand, version=known.demand.version + 1), now)
         return self.record(deployment)
 
+    def revoked(self, now: float) -> None:
+        """Somebody was revoked: what it said counts where it is known, and is to be said by another for everybody else.
+
+        By the member with the lowest id that is there: one version more, not one from each.
+        """
+        own, roster = self._membership.node, self._membership.roster
+        present = [node for node, entry in roster.entries.items() if entry.present and self._is_member(node)]
+        if own != min((own, *present)):
+            return
+        for known in self.demands.ordered:
+            if self._membership.revocations.expelled(known.demand.author):
+                self.say(msgspec.structs.replace(known.demand, version=known.demand.version + 1), now)
+
+    def _is_member(self, node: NodeId) -> bool:
+        author = self._membership.roster.authors.get(node)
+        return author is not None and author.role == "member"
+
     def received(self, peer: NodeId, record: DemandRecord, now: float) -> Demand | None:
         """One of a linked peer; the demand where it is news. Raises PeerError for what no honest node sends."""
         if self._membership.digest.items.get(id_of(record)) is not None:

@@ -62,6 +62,17 @@ def test_a_demand_of_a_revoked_author_is_dropped(world: World) -> None:
     assert not knows(world)
 
 
+def test_what_a_revoked_author_said_before_is_said_again_by_one_of_the_others(world: World) -> None:
+    for name in ("a", "b"):
+        world.hand(name, on.Received(name_to_id("b" if name == "a" else "a"), record("thief")))
+    world.hand("a", on.Revoked(revocation(1, name_to_id("thief"))))
+    world.run(3)
+    told = {name: world.nodes[name].register.demands.find("d9") for name in ("a", "b")}
+    assert told["a"] == told["b"]
+    assert told["a"].author == min(name_to_id("a"), name_to_id("b"))
+    assert told["a"].version == 2
+
+
 def test_a_forged_demand_costs_its_bringer_the_link(world: World) -> None:
     told = msgspec.structs.replace(record("a friend"), signature=hashlib.sha256(b"forged").digest())
     says(world, told)
