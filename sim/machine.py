@@ -1,7 +1,7 @@
 """One simulated machine: a real mediator, and around it what a runtime, a disk, a clock and a process do to it.
 
 Invariant: effects of one event are begun before the next event is handed in, and a Persist is on disk before anything
-behind it is begun, as in app/runtime; a crash in between loses both.
+behind it that rests on it is begun, as in app/runtime; a crash in between loses both.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ LAYERS = 12
 """Of the model that is served."""
 DISK_S = 0.003
 """A write with fsync on a plain SSD."""
-
-
-Write = do.Persist | do.KeepRevocations | do.KeepDemands
-"""Effects that are durable before what stands behind them is begun."""
 
 
 @dataclass
@@ -242,20 +238,23 @@ class Machine:
     # --- effects ------------------------------------------------------------------------------------------------
 
     def _execute(self, effects: deque[do.Effect]) -> None:
+        written = True
         while effects:
             effect = effects.popleft()
-            if isinstance(effect, Write):
-                if self.disk.full:
-                    return  # as app/runtime: what stands behind a failed write is left out
+            if isinstance(effect, do.Write):
+                if self.disk.full:  # and stays full until the next event of the world: nothing below is written either
+                    written = False
+                    continue
                 self._writing = True
                 write = partial(self._written, effect)
                 if self.random.random() < 0.5:  # a crash may come before or after the rename
                     self.after(0.0, write)
                 self.after(self.disk.write_s, partial(self._go_on, write, effects))
                 return
-            self._do(effect)
+            if written or not isinstance(effect, do.Resting):  # as app/runtime
+                self._do(effect)
 
-    def _written(self, effect: Write) -> None:
+    def _written(self, effect: do.Write) -> None:
         match effect:
             case do.Persist():
                 self.disk.ledger = effect.ledger
@@ -272,7 +271,7 @@ class Machine:
         self._draining = False
         self._drain()
 
-    def _do(self, effect: do.Effect) -> None:
+    def _do(self, effect: do.Action) -> None:
         self.world.checks.obeys(self, effect)
         match effect:
             case do.Send():

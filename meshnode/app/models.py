@@ -34,8 +34,8 @@ from meshnode.wire.demand import Demand, DeploymentId
 
 log = logging.getLogger("meshnode.node")
 
-MODEL_CHARACTERS: Final = 128
-"""Of a model's name: it travels in every announcement."""
+MODEL_BYTES: Final = 128
+"""Of a model's name in UTF-8: it travels in every announcement."""
 MODELS: Final = 8
 """Of one node at once: its announcement has room for so many, and each holds a process for its vocabulary."""
 PROBLEMS: Final = 8
@@ -104,9 +104,9 @@ def check_servable(wanted: Wanted) -> None:
     path = wanted.path
     if not path.is_file():
         raise ConfigError(f"there is no model file {path}", "give the path of a GGUF file; of several, the first")
-    if not path.stem.isprintable() or len(path.stem) > MODEL_CHARACTERS:
+    if not path.stem.isprintable() or len(path.stem.encode()) > MODEL_BYTES:
         raise ConfigError(
-            f"the model's file name is not printable or longer than {MODEL_CHARACTERS} characters",
+            f"the model's file name is not printable or longer than {MODEL_BYTES} bytes",
             "Rename the file: its name is what clients ask for.",
         )
     if not 1 <= wanted.replicas <= MODELS:

@@ -53,7 +53,7 @@ from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.inventory import offered_bytes
-from meshnode.errors import LinkLost, MeshError, PeerError
+from meshnode.errors import PeerError
 from meshnode.identity.certificates import Role
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
@@ -414,18 +414,12 @@ class Node:
 
     async def _dial_stage(self, node: NodeId, token: bytes) -> socket.socket:
         """A socket to the stage (or head) behind `token` on `node`, over the first address that answers."""
-        problem: MeshError = LinkLost(f"no address of {self.mediator.name_of(node)} is known")
         addresses = self.mediator.addresses_of(node)
         if node == self.mediator.node:
             # Not as others see it: behind a forwarded port that may not lead back, and networks change.
             host = "127.0.0.1" if self.settings.listen in ANY_ADDRESS else self.settings.listen
             addresses = (join_address(host, self.mesh_port),)
-        for address in addresses:
-            try:
-                return await self.transport.dial_stage(address, token)
-            except MeshError as error:
-                problem = error
-        raise problem
+        return await self.transport.dial_stage(addresses, token)
 
     def _peer_addresses(self) -> list[str]:
         entries = self.mediator.roster.entries.values()

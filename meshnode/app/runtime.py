@@ -1,7 +1,7 @@
 """The runtime: hands events to the mediator one by one and executes its effects in their order.
 
 Invariant: effects of one event are begun before the next event is looked at, and a Persist is durable before anything
-behind it is begun. Time enters the core here and nowhere else.
+behind it that rests on it (effects.Resting) is begun. Time enters the core here and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ EVENTS = 256
 """Events waiting: every producer waits for room, so a burst slows its source and nothing else."""
 LONGEST_SLEEP_S = 1.0
 """A machine that was suspended notices within this time."""
+REWRITE_S = 1.0
+"""Between attempts at a write that failed: as often as the loop turns by itself."""
 
 BUG = "an internal error; this node's log says more"
 
@@ -127,7 +129,7 @@ class Disk:
     revocations: Callable[[bytes], None]
     demands: Callable[[bytes], None]
 
-    def write(self, effect: do.Persist | do.KeepRevocations | do.KeepDemands) -> None:
+    def write(self, effect: do.Write) -> None:
         """Carry out one of these effects."""
         match effect:
             case do.Persist():
@@ -154,6 +156,9 @@ class Runtime:
         self._changed = trio.Event()
         self.sick = ""
         """Why nothing can be promised at present, for people; empty: the data directory can be written."""
+        self._unwritten: dict[type[do.Write], do.Write] = {}
+        """The last of each kind that could not be written."""
+        self._rewrite_at = 0.0
 
     def attach(self, links: Links, stages: Stages, heads: Heads, models: Models) -> None:
         """The parts that effects are executed on."""
@@ -184,6 +189,7 @@ class Runtime:
                 with trio.move_on_at(wake):
                     event = await self._events.receive()
                 await self._execute_all(self._handle(event), nursery)
+                await self._rewrite()
                 changed, self._changed = self._changed, trio.Event()
                 changed.set()
 
@@ -198,16 +204,35 @@ class Runtime:
             return [do.CloseLink(event.peer, BUG)]
 
     async def _execute_all(self, effects: list[do.Effect], nursery: trio.Nursery) -> None:
+        written = True
         for effect in effects:
-            try:
-                await self._execute(effect, nursery)
-                if isinstance(effect, do.Persist):
-                    self.sick = ""
-            except (OSError, MeshError) as error:
-                # Only Persist fails here. What stands behind it must not happen: a grant that is not on disk is none.
-                log.exception("%s could not be done, and what follows is left out", type(effect).__name__)
-                self.sick = f"its data directory cannot be written, so it takes no work: {error}"
-                return
+            if isinstance(effect, do.Write):
+                written = await self._write(effect) and written
+            elif written or not isinstance(effect, do.Resting):
+                self._execute(effect, nursery)
+            else:
+                log.warning("%s is left out: what it rests on could not be written", type(effect).__name__)
+
+    async def _write(self, effect: do.Write) -> bool:
+        """Make it durable; False when that failed. The newest of each kind is tried again until it is."""
+        try:
+            await trio.to_thread.run_sync(self._disk.write, effect)
+        except (OSError, MeshError) as error:
+            log.exception("%s could not be done", type(effect).__name__)
+            self._unwritten[type(effect)] = effect
+            self._rewrite_at = trio.current_time() + REWRITE_S
+            self.sick = f"its data directory cannot be written, so it takes no work: {error}"
+            return False
+        self._unwritten.pop(type(effect), None)
+        if not self._unwritten:
+            self.sick = ""
+        return True
+
+    async def _rewrite(self) -> None:
+        """Make up for writes that failed: what they hold is believed here already."""
+        if self._unwritten and trio.current_time() >= self._rewrite_at:
+            for effect in list(self._unwritten.values()):
+                await self._write(effect)
 
     async def _guard(self, instead: Event | None, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """An effect is not worth the node: our own bug in one is logged, and the mediator hears `instead`."""
@@ -219,7 +244,7 @@ class Runtime:
         if failed and instead is not None:
             await self.post(instead)
 
-    async def _execute(self, effect: do.Effect, nursery: trio.Nursery) -> None:
+    def _execute(self, effect: do.Action, nursery: trio.Nursery) -> None:
         assert self._links is not None
         assert self._stages is not None
         assert self._heads is not None
@@ -230,8 +255,6 @@ class Runtime:
                 nursery.start_soon(self._guard, None, self._links.dial, effect.node, effect.addresses)
             case do.CloseLink():
                 self._links.close(effect.peer, effect.reason)
-            case do.Persist() | do.KeepRevocations() | do.KeepDemands():
-                await trio.to_thread.run_sync(self._disk.write, effect)
             case do.OpenModel():
                 nursery.start_soon(self._guard, self._not_opened(effect), self._open_model, effect.demand)
             case do.MakePlan():

@@ -75,8 +75,11 @@ def test_a_file_that_is_no_model_or_has_no_name_to_ask_for_is_refused(tmp_path: 
         check_servable(Wanted(tmp_path / "junk.gguf"))
     unspeakable = tmp_path / "a\nb.gguf"
     unspeakable.write_bytes(model.read_bytes())
-    with pytest.raises(ConfigError, match="printable"):
-        check_servable(Wanted(unspeakable))
+    long = tmp_path / ("\u6a21" * 43 + ".gguf")
+    long.write_bytes(model.read_bytes())
+    for path in (unspeakable, long):
+        with pytest.raises(ConfigError, match="printable or longer than 128 bytes"):
+            check_servable(Wanted(path))
 
 
 async def test_a_model_is_demanded_when_the_members_it_names_are_there_and_withdrawn_by_name(

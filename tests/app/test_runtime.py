@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
@@ -228,3 +229,75 @@ async def test_a_slice_larger_than_what_was_claimed_for_it_is_not_loaded(nursery
     (told,) = [event.report for event in node.mediator.handled if isinstance(event, StageReported)]
     assert isinstance(told, Failed)
     assert told.reason == "claim_mismatch"
+
+
+class FullDisk:
+    """Fails until there is room; remembers what was written."""
+
+    def __init__(self) -> None:
+        self.full = True
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.written.append(data)
+
+
+def on_a_full_disk(effects: list[do.Effect]) -> tuple[Node, FullDisk]:
+    node, disk = Node(lambda event: effects if isinstance(event, Stopping) else []), FullDisk()
+    node.runtime._disk = Disk(disk.write, disk.write, disk.write)
+    return node, disk
+
+
+async def test_behind_a_failed_write_nothing_is_promised_and_everything_that_frees_still_happens(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """An order to fence off is [Persist, StopStages]: the ledger booked the memory out already."""
+    said: list[NodeId] = []
+    promised = [do.Send(PEER, Ping(1)), do.PrepareStage(order(), BYTES)]
+    node, _ = on_a_full_disk(
+        [
+            do.PrepareStage(order(), BYTES),
+            do.Persist(b""),
+            *promised,
+            do.StopStages(FENCE),
+            do.CloseLink(PEER, "over"),
+        ]
+    )
+    node.links.send = lambda peer, message: said.append(peer)
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await trio.sleep(0.5)
+    assert said == []
+    assert not node.stages._running, "the stage that was fenced off is gone"
+    assert node.shelf.asked == node.shelf.cancelled
+    assert node.links.closed == [(PEER, "over")]
+
+
+async def test_a_write_that_succeeds_does_not_let_out_what_stands_behind_one_that_failed(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    said: list[NodeId] = []
+    node, disk = on_a_full_disk([do.Persist(b"ledger"), do.KeepDemands(b"demands"), do.Send(PEER, Ping(1))])
+    demands: list[bytes] = []
+    node.runtime._disk = Disk(disk.write, disk.write, demands.append)
+    node.links.send = lambda peer, message: said.append(peer)
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await trio.sleep(0.5)
+    assert (demands, said) == ([b"demands"], [])
+
+
+@pytest.mark.parametrize("effect", [do.Persist(b"it"), do.KeepRevocations(b"it"), do.KeepDemands(b"it")])
+async def test_a_write_that_failed_is_made_up_for_and_the_node_is_well_again(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, effect: do.Write
+) -> None:
+    node, disk = on_a_full_disk([effect])
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    await trio.sleep(3.5)
+    assert "No space left" in node.runtime.sick
+    disk.full = False
+    await trio.sleep(3.5)
+    assert (node.runtime.sick, disk.written) == ("", [b"it"])

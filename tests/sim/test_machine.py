@@ -1,5 +1,7 @@
+from collections import deque
 from dataclasses import replace
 
+from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from sim.liar import KINDS, Liar
 from sim.machine import Clock, Machine
@@ -54,6 +56,21 @@ def test_a_full_disk_leaves_out_the_grant_behind_the_write() -> None:
     run = next(iter(machines[0].mediator.deployments.values())).run
     assert run is not None
     assert run.granted == {machines[0].node}
+
+
+def test_a_full_disk_keeps_no_stage_alive_that_the_ledger_let_go() -> None:
+    world, machines = settled()
+    world.serve(machines[0])
+    world.agenda.run(30.0)
+    holder = next(m for m in machines[1:] if m.mediator is not None and m.mediator.ledger.held)
+    (fence,) = holder.mediator.ledger.held if holder.mediator else ()
+    done: list[do.Effect] = []
+    holder.engine.carry_out = done.append
+    holder.disk.full = True
+
+    holder._execute(deque([do.Persist(b""), do.ServeHead(fence), do.StopStages(fence)]))
+
+    assert done == [do.StopStages(fence)]
 
 
 def test_a_machine_that_stands_still_hears_everything_when_it_goes_on() -> None:

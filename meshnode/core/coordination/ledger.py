@@ -38,7 +38,7 @@ DEPLOYMENTS = 1024
 """Deployments with a promised term: three years of daily starts of a node that serves. 46 bytes each at most, together
 48 KB: the disk keeps 64 KiB."""
 RUNS_HELD = 64
-"""Runs on one node; each holds memory, so this only bounds the bookkeeping of empty ones."""
+"""Runs on one node; each holds memory, so this only bounds the bookkeeping of tiny ones."""
 LEASE_S = 15.0
 """From the receipt of a claim or a renewal: a node frees what nobody renews (COORDINATION)."""
 
@@ -316,6 +316,8 @@ class Ledger:
     def _check_shape(self, claim: Claim) -> None:
         if not is_fence(claim.fence) or len(claim.deployment) > DEPLOYMENT_CHARACTERS or len(claim.model) > 512:
             raise PeerError("a malformed claim")
+        if claim.releases is not None and not is_fence(claim.releases):
+            raise PeerError("a malformed claim")
         if claim.releases is not None and claim.releases.term >= claim.fence.term:
             raise PeerError("a claim in the place of a later run")
         old = self.held.get(claim.releases) if claim.releases is not None else None
@@ -327,10 +329,9 @@ class Ledger:
         for index, stage in enumerate(claim.stages):
             if stage.stage != index or stage.first != at or stage.last <= at:
                 raise PeerError("a claim whose slices do not follow each other")
-            if (
-                min(stage.weight_bytes, stage.kv_bytes) < 0
-                or stage.reserved_bytes < stage.weight_bytes + stage.kv_bytes
-            ):
+            # No stage runs in nothing: such claims would cost nobody anything, and RUNS_HELD of them keep others out.
+            least = max(1, stage.weight_bytes + stage.kv_bytes)
+            if min(stage.weight_bytes, stage.kv_bytes) < 0 or stage.reserved_bytes < least:
                 raise PeerError("a claim that reserves less than it loads")
             at = stage.last
         if at != claim.layers:

@@ -5,7 +5,7 @@ Invariant: whatever others make this node hold, its announcement fits: lists are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -24,7 +24,8 @@ from meshnode.identity.ids import NodeId
 from meshnode.wire.manifest import layer_name
 
 SERVED = 8
-"""Models with a head on one node; each takes 200 bytes at most of an announcement's 4096."""
+"""Models with a head on one node; each takes 250 bytes at most of an announcement's 4096, unless another version of
+this program named it."""
 RESERVED = 8
 """Deployments named one by one; the rest is booked as one sum."""
 CACHED = 4
@@ -109,7 +110,35 @@ def rounded(value: int) -> int:
 
 
 def fitting(body: Body) -> Body:
-    """`body` within an announcement's limit: the ways are left out first, the farthest before the nearer."""
-    while body.ways and len(msgspec.msgpack.encode(body)) > BODY_BYTES - ROOM:
-        body = msgspec.structs.replace(body, ways=dict(list(body.ways.items())[: len(body.ways) // 2]))
+    """`body` within an announcement's limit, cut from the ends of its lists: first what only makes plans better (ways,
+    cached slices, speeds), then single sums of memory, then models, which clients of other nodes miss, and last what
+    keeps two nodes from caring for one deployment. Names and addresses alone always fit."""
+    for shorter in _CUTS:
+        while len(msgspec.msgpack.encode(body)) > BODY_BYTES - ROOM and (cut := shorter(body)) is not None:
+            body = cut
     return body
+
+
+def _without(field: str) -> Callable[[Body], Body | None]:
+    """Cuts the last entry of a list or map; None when it has none."""
+
+    def shorter(body: Body) -> Body | None:
+        held: tuple[object, ...] | dict[object, object] = getattr(body, field)
+        left = dict(list(held.items())[:-1]) if isinstance(held, dict) else held[:-1]
+        return msgspec.structs.replace(body, **{field: left}) if held else None
+
+    return shorter
+
+
+def _summed(body: Body) -> Body | None:
+    """Tells all reserved memory as one sum: it must not look free."""
+    if len(body.reserved) < 2:
+        return None
+    return msgspec.structs.replace(body, reserved=(Reserved("", sum(held.bytes for held in body.reserved)),))
+
+
+_CUTS = (
+    *(_without(field) for field in ("ways", "cached", "speeds")),
+    _summed,
+    *(_without(field) for field in ("served", "coordinates")),
+)

@@ -25,11 +25,12 @@ from meshnode.core.node.participant import is_silent
 from meshnode.core.node.register import Register
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.inventory import Inventory
+from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.demand import Demand
-from meshnode.wire.fence import Fence
+from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.limits import SOURCES
-from meshnode.wire.messages import Abort, Committed, Grant, Refuse, Renewed
+from meshnode.wire.messages import Abort, Committed, Grant, Progress, Refuse, Renewed
 
 Answer = Grant | Refuse | Committed | Renewed | Report
 
@@ -187,7 +188,8 @@ class Coordinator:
             deployment.changed(now, spared)
 
     def answered(self, peer: NodeId, message: Answer, now: float) -> None:
-        """A participant's answer or report."""
+        """A participant's answer or report. Raises PeerError for impossible figures."""
+        _check_figures(message)
         found = self.of(message.fence)
         if found is not None:
             deployment, run = found
@@ -364,6 +366,18 @@ class Coordinator:
             self._obey(deployment, resumed, resumed.resume(), now)
         elif waiting is not None:
             self._obey(deployment, waiting, waiting.room_made(now), now)
+
+
+def _check_figures(message: Answer) -> None:
+    match message:
+        case Refuse():
+            wrong = message.free_bytes < 0 or not (message.holder_fence is None or is_fence(message.holder_fence))
+        case Progress():
+            wrong = min(message.done, message.total) < 0
+        case _:
+            wrong = False
+    if wrong:
+        raise PeerError("an answer with impossible figures")
 
 
 def _asks(demand: Demand) -> Demand:

@@ -154,22 +154,18 @@ class Trace:
     message: str
 
 
-Effect = (
-    Dial
-    | Send
-    | CloseLink
-    | Persist
-    | KeepRevocations
-    | KeepDemands
-    | OpenModel
-    | MakePlan
-    | PrepareStage
-    | ConnectStages
-    | StopStages
-    | RenewStages
-    | OpenHead
-    | ServeHead
-    | DrainHead
-    | CloseHead
-    | Trace
-)
+Write = Persist | KeepRevocations | KeepDemands
+"""Effects that are durable before what rests on them is begun."""
+
+Resting = Send | PrepareStage | ConnectStages | OpenHead | ServeHead | DrainHead
+"""What rests on the writes before it in the list, and is left out behind one that failed: what others hear, and what
+starts or hands over on the strength of a grant or a decision."""
+
+Standing = Dial | CloseLink | OpenModel | MakePlan | StopStages | RenewStages | CloseHead | Trace
+"""What happens behind a failed write all the same, because it frees, ends, dials, plans or tells a person: the mediator
+has booked it, and nobody would do it later."""
+
+Action = Resting | Standing
+"""All that is no write."""
+
+Effect = Write | Action

@@ -350,12 +350,14 @@ class Mediator:
         self.membership.voice.soon(now)
 
     def _partners(self) -> frozenset[NodeId]:
-        """The nodes of every run that this node takes part in: links to them are kept whatever the mesh's size."""
+        """The members in every run that this node takes part in: links to them are kept whatever the mesh's size.
+
+        A claim may name nodes that nobody knows: they are dialed when they have announced themselves.
+        """
         held = [run.claim for run in self.ledger.held.values()]
         found = {stage.node for claim in held for stage in claim.stages} | {claim.coordinator for claim in held}
-        left = {node for node, entry in self.roster.entries.items() if entry.left}
         found |= self.coordinator.partners() | self.successor.partners() | self.out.awaited()
-        return frozenset(found - left)
+        return frozenset(node for node, entry in self.roster.entries.items() if node in found and not entry.left)
 
     def _body(self) -> Body:
         body = Body(

@@ -169,23 +169,27 @@ class Transport:
         check_hello(decode_hello(await framed.receive_frame()), ours, peer.node_id)
         return Stream(framed, peer, preface.stream_class)
 
-    async def dial_stage(self, address: str, token: bytes) -> socket.socket:
+    async def dial_stage(self, addresses: Sequence[str], token: bytes) -> socket.socket:
         """A blocking socket to the stage behind `token` (16 bytes), preface written, TLS not begun.
 
-        `LinkLost` when nobody answers within `limits.DIAL_TIMEOUT_S`.
+        Over the first address that answers: only there the token is said, which seats one connection. `LinkLost` when
+        nobody answers within `limits.DIAL_TIMEOUT_S`.
         """
+
+        async def attempt(address: str) -> trio.SocketStream:
+            return await connect(address, lan_only=self._lan_only)
+
+        raw = await first_success(addresses, attempt, trio.aclose_forcefully, limits.DIAL_TIMEOUT_S)
         try:
-            with trio.fail_after(limits.DIAL_TIMEOUT_S):
-                raw = await connect(address, lan_only=self._lan_only)
-                try:
-                    with broken_is_lost():
-                        await raw.send_all(encode_preface(Preface(Kind.STAGE, StreamClass.ACTIVATION, token)))
-                    return _detach(raw)
-                except BaseException:
-                    await trio.aclose_forcefully(raw)
-                    raise
+            with trio.fail_after(limits.DIAL_TIMEOUT_S), broken_is_lost():
+                await raw.send_all(encode_preface(Preface(Kind.STAGE, StreamClass.ACTIVATION, token)))
+            return _detach(raw)
         except trio.TooSlowError:
-            raise LinkLost(f"{address}: no answer within {limits.DIAL_TIMEOUT_S:g} s") from None
+            await trio.aclose_forcefully(raw)
+            raise LinkLost(f"no answer within {limits.DIAL_TIMEOUT_S:g} s") from None
+        except BaseException:
+            await trio.aclose_forcefully(raw)
+            raise
 
     # --- accepting ------------------------------------------------------------------------------------
 

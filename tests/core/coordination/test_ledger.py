@@ -124,12 +124,12 @@ def test_the_next_run_needs_room_beside_the_one_that_is_held() -> None:
     assert own.free_bytes == 0
 
 
-def test_runs_that_reserve_nothing_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_reserve_next_to_nothing_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RUNS_HELD", 3)
     own = ledger()
     for run in range(3):
-        answer(own, claim(size=0, run=run, deployment=f"d{run}"))
-    assert refusal(own, claim(size=0, run=9, deployment="d9")) == "no_room"
+        answer(own, claim(size=1, run=run, deployment=f"d{run}"))
+    assert refusal(own, claim(size=1, run=9, deployment="d9")) == "no_room"
 
 
 def test_promised_deployments_are_bounded_and_known_ones_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +165,9 @@ def stage(index: int, first: int, last: int, reserved: int = 1) -> ClaimedStage:
         ({"stages": (stage(0, 0, 2), stage(1, 3, 4))}, "do not follow"),
         ({"stages": (stage(0, 0, 4), stage(1, 4, 4))}, "do not follow"),
         ({"stages": (stage(0, 0, 2), stage(1, 2, 4, reserved=0))}, "reserves less"),
+        ({"stages": tuple(ClaimedStage(i, B, 2 * i, 2 * i + 2, 0, 0, 0) for i in range(2))}, "reserves less"),
+        ({"releases": Fence(Term(-1), RunId("00" * 8))}, "malformed claim"),
+        ({"releases": Fence(Term(1), RunId("x" * 60_000))}, "malformed claim"),
         ({"stages": (stage(0, 0, 2),)}, "does not cover"),
         ({"layers": 5}, "does not cover"),
     ],
@@ -393,7 +396,7 @@ asked = st.builds(
     term=st.integers(1, 6),
     run=st.integers(1, 4),
     deployment=st.sampled_from(["d1", "d2", "d3"]),
-    size=st.integers(0, 70),
+    size=st.integers(1, 70),
 )
 steps = st.lists(asked | st.builds(fence, st.integers(1, 6), st.integers(1, 4)), max_size=40)
 

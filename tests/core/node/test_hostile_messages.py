@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,16 +14,21 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.errors import PeerError
 from meshnode.identity.domains import Domain
+from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.limits import CONTROL_FRAME
 from meshnode.wire.messages import (
     Announce,
     AnyMessage,
     Claim,
+    ClaimedStage,
     Failed,
     Introduce,
     Leave,
     Message,
     Prepare,
+    Progress,
+    Refuse,
+    RunOptions,
     Unrecognised,
     decode,
     encode,
@@ -160,3 +166,40 @@ def test_only_its_author_may_announce_and_only_a_coordinator_may_order() -> None
     liar.world.run(1)
     assert liar.world.nodes["a"].roster.entries[name_to_id("b")] == entry
     assert liar.world.status("a").deployments[0].state == "serving"
+
+
+def test_nodes_that_only_a_claim_knows_are_not_dialed(liar: Liar) -> None:
+    mesh = liar.world
+    nobody = [name_to_id(f"nobody{number}") for number in range(20)]
+    nodes = (name_to_id("a"), liar.node, *nobody)
+    stages = tuple(ClaimedStage(i, node, i, i + 1, 1, 0, 1) for i, node in enumerate(nodes))
+    fence = Fence(Term(1), RunId("0" * 16))
+    options = RunOptions(256, 4, 128, "q8_0", flash_attention=True)
+    claim = Claim(fence, "d9", "model", "ab" * 32, "cd" * 32, liar.node, len(stages), options, stages)
+    mesh.hand("a", on.Received(liar.node, claim))
+    a = mesh.nodes["a"]
+    assert fence in a.ledger.held, "it costs what it reserves, no more"
+    assert a.membership.standing.partners.isdisjoint(nobody)
+    mesh.run(2)
+    assert not {effect.node for effect in mesh.effects("a", do.Dial)}.intersection(nobody)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda fence: Refuse(fence, "d1", "no_room", "", 0, -5),
+        lambda fence: Refuse(fence, "d1", "held", "", 0, 0, Fence(Term(-3), RunId("x"))),
+        lambda fence: Progress(fence, 0, "fetching", -1, 10),
+        lambda fence: Progress(fence, 0, "fetching", 1, -10),
+    ],
+)
+def test_an_answer_with_impossible_figures_costs_its_sender_the_link(
+    liar: Liar, wrong: Callable[[Fence], Refuse | Progress]
+) -> None:
+    mesh = liar.world
+    mesh.log.clear()
+    (deployment,) = mesh.nodes["a"].deployments.values()
+    assert deployment.run is not None
+    mesh.hand("a", on.Received(liar.node, wrong(deployment.run.fence)))
+    assert mesh.nodes["a"].counters["refused_messages"] == 1
+    assert [effect.peer for effect in mesh.effects("a", do.CloseLink)] == [liar.node]

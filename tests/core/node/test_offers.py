@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
-from meshnode.core.membership.announcement import BODY_BYTES, WAYS, Body, Served, Speed, Way
+from meshnode.core.membership.announcement import BODY_BYTES, COORDINATED, WAYS, Body, Reserved, Served, Speed, Way
 from meshnode.core.node import announcing
 from meshnode.core.node import events as on
 from meshnode.core.node.offers import links_of, speed_of
@@ -69,6 +70,22 @@ def test_an_announcement_fits_however_many_models_are_served_and_peers_measured(
     body = announcing.fitting(full)
     assert 0 < len(body.ways) < len(ways)
     assert len(msgspec.msgpack.encode(body)) < BODY_BYTES
+
+
+@pytest.mark.parametrize("letter", ["\u6a21", "\U0001f600"])
+def test_an_announcement_fits_whatever_the_models_are_called(letter: str) -> None:
+    """What other people named may have 128 letters of up to four bytes."""
+    served = tuple(
+        Served(f"{number:016x}", letter * 128, Term(9), run_id(bytes(8)), 4096, 1_800_000_000) for number in range(8)
+    )
+    held = tuple(Reserved(f"{number:016x}", 1 << 40) for number in range(8))
+    cared = tuple(f"{number:016x}" for number in range(COORDINATED))
+    full = Body(MESH, A, 1, 1, "n" * 63, ("[2001:db8::1]:65535",) * 8, 1 << 40, served=served, reserved=held)
+    body = announcing.fitting(msgspec.structs.replace(full, coordinates=cared))
+    assert len(msgspec.msgpack.encode(body)) <= BODY_BYTES - announcing.ROOM
+    assert body.served == served[: len(body.served)] != (), "as many models as there is room for"
+    assert sum(each.bytes for each in body.reserved) == 8 << 40, "memory that is taken never looks free"
+    assert body.coordinates == cared, "nobody takes over what is cared for here"
 
 
 def test_rounding_keeps_two_figures_and_never_makes_nothing_of_something() -> None:

@@ -339,7 +339,7 @@ async def test_a_stage_socket_is_handed_on_right_behind_the_preface(mesh: TestMe
         await sender.send((token, plain))
 
     node = await start(stage=stage)
-    with await Transport(mesh.node()).dial_stage(node.address, b"t" * 16) as mine:
+    with await Transport(mesh.node()).dial_stage((node.address,), b"t" * 16) as mine:
         mine.sendall(b"first bytes of TLS")
         token, theirs = await receiver.receive()
         with theirs:
@@ -351,11 +351,37 @@ async def test_a_stage_socket_is_handed_on_right_behind_the_preface(mesh: TestMe
                 assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+async def test_a_stage_is_reached_beside_addresses_that_never_answer_and_hears_its_token_once(
+    mesh: TestMesh, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four container bridges, one after the other, would take longer than a pipeline has to connect."""
+    heard: list[bytes] = []
+    arrived = trio.Event()
+    connect = trio.open_tcp_stream
+
+    async def stage(token: bytes, plain: socket.socket) -> None:
+        heard.append(token)
+        plain.close()
+        arrived.set()
+
+    async def swallowed(host: str, port: int) -> trio.SocketStream:
+        if host != "127.0.0.1":
+            await trio.sleep_forever()
+        return await connect(host, port)
+
+    node = await start(stage=stage)
+    monkeypatch.setattr(trio, "open_tcp_stream", swallowed)
+    addresses = (*(f"172.17.0.{number}:8420" for number in range(1, 5)), node.address, node.address)
+    with trio.fail_after(limits.DIAL_TIMEOUT_S), await Transport(mesh.node()).dial_stage(addresses, b"t" * 16):
+        await arrived.wait()
+    assert heard == [b"t" * 16]
+
+
 async def test_a_stage_at_a_dead_address_is_a_lost_link(mesh: TestMesh) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(LinkLost):
-            await Transport(mesh.node()).dial_stage(f"127.0.0.1:{unused.getsockname()[1]}", bytes(16))
+            await Transport(mesh.node()).dial_stage((f"127.0.0.1:{unused.getsockname()[1]}",), bytes(16))
 
 
 async def test_a_node_that_keeps_to_its_network_dials_nothing_else(
@@ -373,7 +399,7 @@ async def test_a_node_that_keeps_to_its_network_dials_nothing_else(
     with pytest.raises(LinkLost, match="outside the local network"):
         await homely.dial(node.credentials.node_id, outside, StreamClass.CONTROL)
     with pytest.raises(LinkLost, match="outside the local network"):
-        await homely.dial_stage(outside[0], bytes(16))
+        await homely.dial_stage(outside[:1], bytes(16))
     addresses = [*outside, node.address]
     stream = await homely.dial(node.credentials.node_id, addresses, StreamClass.CONTROL)
     opened.push_async_callback(stream.aclose)
