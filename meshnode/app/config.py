@@ -19,6 +19,7 @@ from typing import Any
 
 import platformdirs
 
+from meshnode.app.api_keys import FAR_KEY_CHARACTERS, MAKE_ONE, parse_keys, parse_origins, read_keys
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES
 from meshnode.errors import ConfigError
 
@@ -86,8 +87,8 @@ def parse_cuts(text: str | list[int]) -> tuple[int, ...]:
     return cuts
 
 
-def _setting(default: Any, parse: Callable[[Any], Any]) -> Any:
-    return field(default=default, metadata={"parse": parse})
+def _setting(default: Any, parse: Callable[[Any], Any], *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse}, repr=not secret)
 
 
 def host_name() -> str:
@@ -119,11 +120,20 @@ class Settings:
     wan: bool = _setting(False, _flag)
     """Leave the local network: dial public addresses and names of members, and announce this machine's own."""
     api_host: str = _setting("127.0.0.1", str)
-    """Address of the OpenAI endpoint and console. It has no keys yet, so anything but loopback needs `insecure`."""
+    """Address of the OpenAI endpoint and console. Anything but loopback needs an API key, or `insecure`."""
     api_port: int = _setting(API_PORT, _whole)
     """TCP port of the endpoint; 0: any free one."""
     insecure: bool = _setting(False, _flag)
-    """Serve the endpoint beyond loopback although whoever reaches it may use it and read nothing is encrypted."""
+    """Serve the endpoint beyond loopback without a key: whoever reaches it may use it, and under any name."""
+    api_key: tuple[str, ...] = _setting((), parse_keys, secret=True)
+    """Keys of the model API, any of which a client must send; none: no key is asked for. Those of `api_key_file`
+    join them."""
+    api_key_file: str = _setting("", str)
+    """A file with further keys, one a line: a key on a command line is seen by everybody on the machine."""
+    requests_per_key: int = _setting(0, _whole)
+    """Requests at the same time that one key may have; 0: as many as lanes and queue take."""
+    cors_origins: tuple[str, ...] = _setting((), parse_origins)
+    """Web pages, by origin, that may use the endpoint besides those of this machine; `*`: all, which needs a key."""
     mdns: bool = _setting(True, _flag)
     """Tell the local network that this node is here and find others (hints only), and admit by number."""
     memory: int = _setting(0, parse_size)
@@ -153,8 +163,13 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", host_name())
-        for check in (_check_name, _check_ports, _check_hosts, _check_serving):
+        for check in (_check_name, _check_ports, _check_hosts, _check_access, _check_serving):
             check(self)
+
+    @property
+    def api_is_local(self) -> bool:
+        """Whether only programs of this machine reach the endpoint."""
+        return ipaddress.ip_address(self.api_host).is_loopback
 
     @property
     def mdns_interfaces(self) -> tuple[str, ...]:
@@ -171,6 +186,9 @@ class Settings:
         values: dict[str, Any] = {"data": data}
         for entry in _entries():
             values[entry.name] = _first(entry, flags, environment, written)
+        if values["api_key_file"]:
+            kept = read_keys(Path(values["api_key_file"]).expanduser())
+            values["api_key"] = parse_keys((*values["api_key"], *kept))
         return Settings(**values)
 
 
@@ -249,15 +267,36 @@ def _check_hosts(settings: Settings) -> None:
             raise ConfigError(
                 f"{flag} {host!r} is not an IP address", hint="write for instance 127.0.0.1 or 192.168.1.20"
             )
-    if not ipaddress.ip_address(settings.api_host).is_loopback and not settings.insecure:
-        raise ConfigError(
-            f"--api-host {settings.api_host} would let everybody in the network use the endpoint, unencrypted",
-            hint="keep it on 127.0.0.1 (every node of the mesh has its own endpoint), or add --insecure",
-        )
     for place in settings.advertise:
         host, _, port = place.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise ConfigError(f"--advertise {place!r} is not host:port")
+
+
+def _check_access(settings: Settings) -> None:
+    keys = settings.api_key
+    if not settings.api_is_local and not settings.insecure:
+        if not keys:
+            raise ConfigError(
+                f"--api-host {settings.api_host} would let everybody in the network use the endpoint, unencrypted",
+                hint="keep it on 127.0.0.1 (every node of the mesh has its own endpoint), give it keys with"
+                " --api-key-file, or add --insecure",
+            )
+        if min(map(len, keys)) < FAR_KEY_CHARACTERS:
+            raise ConfigError(
+                f"an API key of the endpoint on {settings.api_host} has fewer than {FAR_KEY_CHARACTERS} characters,"
+                " and any machine that reaches it can try keys",
+                hint=MAKE_ONE,
+            )
+    if "*" in settings.cors_origins and not keys:
+        raise ConfigError(
+            "--cors-origins * would let every web page that this machine visits use the endpoint",
+            hint="name the pages, for instance https://chat.example, or give the endpoint keys with --api-key-file",
+        )
+    if not 0 <= settings.requests_per_key <= 4096:
+        raise ConfigError(f"--requests-per-key {settings.requests_per_key} is not between 0 (no limit) and 4096")
+    if settings.requests_per_key and not keys:
+        raise ConfigError("--requests-per-key counts by key, and there is none", hint="add --api-key-file")
 
 
 def _is_address(text: str) -> bool:

@@ -59,6 +59,10 @@ class MeshDirectory:
         first = self._replicas.ranked(self._where(model_id), model_id, self._load(best))[0]
         return best if first is None else None
 
+    def here(self) -> tuple[ServedRun, ...]:
+        """Every head that takes requests."""
+        return tuple(self._heads.serving.values())
+
     @asynccontextmanager
     async def pass_on(self, model_id: str, request: PassedRequest) -> AsyncIterator[StreamedAnswer]:
         """Send the request to the head that answers soonest, and to the next where it was not taken.

@@ -20,6 +20,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
+from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
@@ -79,6 +80,10 @@ class ServedRun:
     async def render(self, conversation: Conversation) -> str:
         """The prompt of a chat."""
         return await self.model.tokenizer.render(conversation)
+
+    def statistics(self) -> Statistics:
+        """Of its head."""
+        return self.pipeline.statistics()
 
     def counters(self) -> dict[str, int]:
         """Lanes, queue and rejections, for /health."""

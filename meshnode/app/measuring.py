@@ -193,7 +193,7 @@ class Measuring:
 
     async def _look_at_stages(self) -> None:
         """What stages took to decode one row, in place of what was measured without them."""
-        for slice_path, statistics in await self._stages.statistics():
+        for _, slice_path, statistics in await self._stages.statistics():
             decode_us = statistics.cost_us.get(1, 0)
             if statistics.microbatches < FEW or decode_us <= 0:
                 continue

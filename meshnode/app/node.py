@@ -60,6 +60,7 @@ from meshnode.io.artifacts import BulkClient, serve_bulk
 from meshnode.io.disk.atomic import write_atomic
 from meshnode.io.disk.directory import DataDirectory, Membership
 from meshnode.io.http.access import LOOPBACK_HOSTS, Access
+from meshnode.io.http.backend import NodeFigures, StageFigures
 from meshnode.io.http.endpoint import HttpEndpoint, build_endpoint
 from meshnode.io.http.server import listen, serve_http
 from meshnode.io.stage.tokenizer import Tokenizer, open_tokenizer
@@ -76,6 +77,8 @@ DRAIN_S = 2.5
 """For answers under way: they get a terminal event within this time."""
 LEAVE_S = 0.5
 """For the last messages to peers; a node leaves within 5 s."""
+FIGURES_S = 2.0
+"""For the stages of this node to say what they computed: a microbatch of a slow machine may be under way."""
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
@@ -324,12 +327,28 @@ class Node:
     def _endpoint(self, stop: trio.Event) -> HttpEndpoint:
         routes = AdminRoutes(self.mediator, lambda: self.desk, self.status, stop.set)
         members = MemberRoutes(self.revoking, self.issuing, self.probing)
-        hosts = LOOPBACK_HOSTS | {self.settings.api_host}
-        access = Access(hosts=frozenset(hosts), any_host=self.settings.insecure)
+        settings = self.settings
+        access = Access(
+            hosts=LOOPBACK_HOSTS | {settings.api_host},
+            # Beyond this machine people give it names of their own; there a key protects it.
+            any_host=settings.insecure or (bool(settings.api_key) and not settings.api_is_local),
+            keys=frozenset(settings.api_key),
+            requests_per_key=settings.requests_per_key,
+            origins=frozenset(settings.cors_origins),
+        )
         token = self.data.api_token()
         models = ModelRoutes(self.mediator, self.models, self.runtime.post)
         every = [*routes.routes(token), *members.routes(token), *models.routes(token)]
-        return build_endpoint(self.directory, every, access)
+        return build_endpoint(self.directory, every, access, self._figures)
+
+    async def _figures(self) -> NodeFigures:
+        """For `/metrics`. A stage that does not answer at once is left out: nobody waits for a figure."""
+        found = []
+        with trio.move_on_after(FIGURES_S):
+            for order, _, counted in await self.stages.statistics():
+                told = {name: getattr(counted, name) for name in StageFigures.__struct_fields__[2:]}
+                found.append(StageFigures(order.deployment[:8], order.stage, **told))
+        return NodeFigures(tuple(found), self.status().counters)
 
     # --- connections ------------------------------------------------------------------------------------------
 

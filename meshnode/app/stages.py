@@ -248,13 +248,14 @@ class Stages:
             if running.process is not None
         }
 
-    async def statistics(self) -> list[tuple[Path, stage_protocol.Statistics]]:
-        """What each stage that runs has computed, with the file of its slice; one that just ends is left out."""
+    async def statistics(self) -> list[tuple[Prepare, Path, stage_protocol.Statistics]]:
+        """What each stage that runs has computed, with its order and the file of its slice; one that just ends is left
+        out."""
         found = []
         for running in list(self._running.values()):
             if running.process is not None and running.slice is not None:
                 try:
-                    found.append((running.slice, await running.process.stats()))
+                    found.append((running.order, running.slice, await running.process.stats()))
                 except MeshError:
                     continue
         return found

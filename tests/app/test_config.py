@@ -107,6 +107,8 @@ def test_a_bad_value_names_the_place_it_came_from(tmp_path: Path) -> None:
         {"memory": 1000},
         {"threads": -1},
         {"start_wait_s": 0},
+        {"requests_per_key": 2},
+        {"requests_per_key": -1, "api_key": ("key",)},
     ],
 )
 def test_an_impossible_setting_is_refused_when_it_is_made(tmp_path: Path, change: dict[str, object]) -> None:
@@ -120,6 +122,71 @@ def test_any_free_port_may_be_asked_for_twice(tmp_path: Path) -> None:
 
 def test_an_endpoint_beyond_loopback_needs_the_word_insecure(tmp_path: Path) -> None:
     assert Settings(data=tmp_path, api_host="192.168.1.9", insecure=True).api_host == "192.168.1.9"
+
+
+LONG_KEY = "k3" * 12
+
+
+def test_an_endpoint_beyond_loopback_needs_a_key_that_nobody_guesses(tmp_path: Path) -> None:
+    assert Settings(data=tmp_path, api_host="192.168.1.9", api_key=(LONG_KEY,)).api_key == (LONG_KEY,)
+    with pytest.raises(ConfigError, match="fewer than 16") as refused:
+        Settings(data=tmp_path, api_host="192.168.1.9", api_key=(LONG_KEY, "short-key"))
+    assert "short-key" not in f"{refused.value} {refused.value.hint}"
+
+
+def test_keys_come_from_flags_environment_configuration_and_a_file(tmp_path: Path) -> None:
+    kept = tmp_path / "keys"
+    kept.write_text(f"# for the editor\n{LONG_KEY}\n\n  second-key  \n")
+    assert Settings.load({"data": tmp_path, "api_key": ["one", "two", "one"]}, {}).api_key == ("one", "two")
+    assert Settings.load({"data": tmp_path}, {"MESHNODE_API_KEY": "one,two"}).api_key == ("one", "two")
+    (tmp_path / "config.toml").write_text(f"api_key = ['written']\napi_key_file = '{kept}'\nrequests_per_key = 2\n")
+    assert Settings.load({"data": tmp_path}, {}).api_key == ("written", LONG_KEY, "second-key")
+
+
+def test_settings_shown_hold_no_key(tmp_path: Path) -> None:
+    assert LONG_KEY not in repr(Settings(data=tmp_path, api_key=(LONG_KEY,)))
+
+
+@pytest.mark.parametrize("key", ["two words", "ümlaut-key", "bell\a", "x" * 257])
+def test_what_no_client_could_send_is_no_key_and_is_not_repeated(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key: API key 2") as refused:
+        Settings.load({"data": tmp_path, "api_key": ["fine", key]}, {})
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "cannot read"), ("\n# none\n", "holds no API key"), ("x" * 300, "key 1")]
+)
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: str | None, why: str) -> None:
+    kept = tmp_path / "keys"
+    if content is not None:
+        kept.write_text(content)
+    with pytest.raises(ConfigError, match=why):
+        Settings.load({"data": tmp_path, "api_key_file": str(kept)}, {})
+
+
+def test_a_file_that_is_no_list_of_keys_is_not_read_to_its_end(tmp_path: Path) -> None:
+    kept = tmp_path / "keys"
+    kept.write_bytes(b"#" * 200_000)
+    with pytest.raises(ConfigError, match="more than 131072 bytes"):
+        Settings.load({"data": tmp_path, "api_key_file": str(kept)}, {})
+
+
+def test_origins_are_what_browsers_send(tmp_path: Path) -> None:
+    flags = {"data": tmp_path, "cors_origins": "https://Chat.example:8443/, http://10.0.0.7"}
+    assert Settings.load(flags, {}).cors_origins == ("https://chat.example:8443", "http://10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    "origin", ["chat.example", "https://", "https://a/b", "https://u@a", "https://a:x", "null", "*"]
+)
+def test_what_is_no_origin_is_refused(tmp_path: Path, origin: str) -> None:
+    with pytest.raises(ConfigError, match="origin"):
+        Settings.load({"data": tmp_path, "cors_origins": origin}, {})
+
+
+def test_every_page_may_be_invited_where_a_key_is_asked_for(tmp_path: Path) -> None:
+    assert Settings(data=tmp_path, api_key=("a",), cors_origins=("*",)).cors_origins == ("*",)
 
 
 @pytest.mark.parametrize(

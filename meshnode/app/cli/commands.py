@@ -40,7 +40,13 @@ Port = Annotated[int | None, typer.Option(help="Mesh port, for members. Default:
 Advertise = Annotated[str | None, typer.Option(help="host:port that others dial, behind port forwarding.")]
 ApiPort = Annotated[int | None, typer.Option(help="Port of the OpenAI endpoint. Default: 8421; 0: any free one.")]
 ApiHost = Annotated[str | None, typer.Option(help="Address of the endpoint. Default: 127.0.0.1.")]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback, without keys and TLS.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow an endpoint beyond loopback without a key.")]
+ApiKey = Annotated[
+    list[str] | None, typer.Option(help="A key that clients must send; repeatable. Others see it in ps.")
+]
+ApiKeyFile = Annotated[Path | None, typer.Option(help="A file with such keys, one a line.")]
+PerKey = Annotated[int | None, typer.Option("--requests-per-key", help="Requests at once of one key. Default: all.")]
+CorsOrigins = Annotated[str | None, typer.Option(help="Web pages that may ask, e.g. https://chat.example; commas.")]
 NoMdns = Annotated[bool, typer.Option("--no-mdns", help="Say and hear nothing by mDNS; admit by invite only.")]
 NoMeasure = Annotated[bool, typer.Option("--no-measure", help="Plan with usual speeds instead of measuring them.")]
 Wan = Annotated[bool, typer.Option("--wan", help="Leave the local network: dial public addresses and host names.")]
@@ -71,6 +77,10 @@ def serve(
     advertise: Advertise = None,
     api_host: ApiHost = None,
     api_port: ApiPort = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    requests_per_key: PerKey = None,
+    cors_origins: CorsOrigins = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
     wan: Wan = False,
@@ -98,6 +108,10 @@ def serve(
             "advertise": advertise,
             "api_host": api_host,
             "api_port": api_port,
+            "api_key": api_key or None,
+            "api_key_file": api_key_file,
+            "requests_per_key": requests_per_key,
+            "cors_origins": cors_origins,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
             "wan": wan or None,
@@ -120,6 +134,10 @@ def join(
     advertise: Advertise = None,
     api_host: ApiHost = None,
     api_port: ApiPort = None,
+    api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
+    requests_per_key: PerKey = None,
+    cors_origins: CorsOrigins = None,
     insecure: Insecure = False,
     no_mdns: NoMdns = False,
     wan: Wan = False,
@@ -140,6 +158,10 @@ def join(
             "advertise": advertise,
             "api_host": api_host,
             "api_port": api_port,
+            "api_key": api_key or None,
+            "api_key_file": api_key_file,
+            "requests_per_key": requests_per_key,
+            "cors_origins": cors_origins,
             "insecure": insecure or None,
             "mdns": False if no_mdns else None,
             "wan": wan or None,

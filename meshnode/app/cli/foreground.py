@@ -36,12 +36,8 @@ def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | 
     allow_descriptors()
     view = View(settings)
     configure(view.log_handler())
-    if settings.insecure:
-        logging.getLogger("meshnode").warning(
-            "--insecure: whoever reaches %s:%d may use the endpoint, and prompts cross the network unencrypted",
-            settings.api_host,
-            settings.api_port,
-        )
+    if words := _warning(settings):
+        logging.getLogger("meshnode").warning(words, settings.api_host, settings.api_port)
     code = 1
     try:
         with view:
@@ -52,6 +48,15 @@ def run_in_foreground(settings: Settings, run: RunNode, clock: trio.abc.Clock | 
             # The node has left, and an orderly end would wait for the terminal.
             os._exit(code)
     return code
+
+
+def _warning(settings: Settings) -> str:
+    """What is neither authenticated nor encrypted says so at the start."""
+    if settings.api_key:
+        return "" if settings.api_is_local else "%s:%d: prompts and API keys cross the network unencrypted"
+    if settings.insecure:
+        return "--insecure: whoever reaches %s:%d may use the endpoint, and prompts cross the network unencrypted"
+    return ""
 
 
 def allow_descriptors() -> None:

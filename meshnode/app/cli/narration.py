@@ -101,11 +101,12 @@ def ready_line(node: NodeStatus, deployment: DeploymentStatus) -> str:
     return f"ready: {node.api_url}/v1 serves {deployment.model}"
 
 
-def curl_line(api_url: str, model: str, question: str = "Hello") -> str:
-    """A command that asks the endpoint something, ready to paste."""
+def curl_line(api_url: str, model: str, question: str = "Hello", *, keyed: bool = False) -> str:
+    """A command that asks the endpoint something, ready to paste; with `keyed` its key is a variable of the shell."""
     body = {"model": model, "messages": [{"role": "user", "content": question}]}
     quoted = shlex.quote(json.dumps(body))
-    return f"curl -s {api_url}/v1/chat/completions -H 'Content-Type: application/json' -d {quoted}"
+    key = ' -H "Authorization: Bearer $API_KEY"' if keyed else ""
+    return f"curl -s {api_url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {quoted}"
 
 
 def standing(process_alive: bool, status: NodeStatus | None) -> str:

@@ -154,7 +154,8 @@ class View:
         for deployment in status.deployments:
             if deployment.state == "serving" and deployment.run not in self._announced:
                 self._announced.add(deployment.run)
-                self._say(f"{ready_line(status, deployment)}\n\n  {curl_line(status.api_url, deployment.model)}\n")
+                asking = curl_line(status.api_url, deployment.model, keyed=bool(self._settings.api_key))
+                self._say(f"{ready_line(status, deployment)}\n\n  {asking}\n")
         self._shown = status
         with self._drawing:
             self._live.update(picture(status), refresh=True)

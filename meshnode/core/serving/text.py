@@ -35,6 +35,13 @@ class Vocabulary(msgspec.Struct, frozen=True):
     """Jinja text from the model file: untrusted."""
     fingerprint: str = ""
     """Hex digest of everything above; two nodes with equal fingerprints tokenize alike."""
+    fim: tuple[int, int, int] = (-1, -1, -1)
+    """Tokens before a prefix, before a suffix, and before what is to be filled in between; -1: the model has none."""
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model was trained to fill in."""
+        return min(self.fim) >= 0
 
     def shown(self, token: int) -> bytes:
         """The text of one token in an answer; nothing for an id outside the vocabulary."""
@@ -75,8 +82,13 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
-        """True once a stop string was found; nothing comes out any more."""
+        self.found = ""
+        """The stop string that ended the text; nothing comes out any more."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one was found."""
+        return bool(self.found)
 
     def feed(self, text: str) -> str:
         """The text that is certainly not part of a stop string."""
@@ -85,14 +97,13 @@ class StopStrings:
         if not self._stops:
             return text
         self._held += text
-        found = [(start + len(stop), start) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if found:
             # The one that is whole first, as if the text had come letter by letter.
-            _, start = min(found)
-            self.stopped = True
+            _, start, self.found = min(found)
             shown, self._held = self._held[:start], ""
             return shown
-        keep = max(_overlap(self._held, stop) for stop in self._stops)
+        keep = max(overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
@@ -103,7 +114,7 @@ class StopStrings:
         return shown
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

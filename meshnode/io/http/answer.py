@@ -16,10 +16,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from meshnode.core.serving.request import Generation
+from meshnode.core.serving.thoughts import Thinking
 from meshnode.errors import MeshError, Unavailable
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Choice, Delta
-from meshnode.io.http.failure import failure_of
+from meshnode.io.http.failure import Dialect, failure_of
+from meshnode.io.http.meter import ModelMeter, Timing
 from meshnode.io.http.shapes import Shape, usage
 
 FIRST_S: Final = 12.0
@@ -74,24 +76,28 @@ class Job(msgspec.Struct, frozen=True):
     generations: tuple[Generation, ...]
     stops: tuple[str, ...]
     stream: bool
-    with_usage: bool
     prompt_tokens: int
+    thinking: Thinking | None = None
+    """How its answers mark their thoughts; None: they are not told from what is said."""
 
 
 class Answer(Response):
     """A response that generates while it is sent."""
 
-    def __init__(self, model: ServedModel, job: Job, shape: Shape, draining: Draining) -> None:
+    def __init__(self, model: ServedModel, job: Job, shape: Shape, draining: Draining, meter: ModelMeter) -> None:
         super().__init__()
+        self._meter = meter
+        self._began = trio.current_time()
         self._model = model
         self._job = job
         self._shape = shape
         self._draining = draining
-        self._choices = [Choice(i, model.vocabulary, job.stops) for i in range(len(job.generations))]
+        self._choices = [Choice(i, model.vocabulary, job.stops, job.thinking) for i in range(len(job.generations))]
         self._limiter = trio.CapacityLimiter(GENERATIONS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
+        self._meter.prompt_tokens += self._job.prompt_tokens
         with self._draining.answering():
             ending = await self._run(receive, send)
             if ending is not None:
@@ -111,24 +117,31 @@ class Answer(Response):
         return ending
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
+        timing = Timing(self._meter, self._began)
         try:
             async with self._limiter, self._model.generate(generation) as tokens:
                 async for sampled in tokens:
+                    timing.token(trio.current_time())
                     delta = choice.feed(sampled)
-                    if delta.text or delta.tokens or delta.finish:
+                    if delta.text or delta.thought or delta.tokens or delta.finish:
                         await into.send(delta)
                     if delta.finish:
+                        timing.ended(delta.finish)
                         return
                 raise Unavailable("the generation ended without its last token")
         except MeshError as error:
+            timing.ended("error")
             await into.send(error)
+        finally:
+            timing.close()
 
     async def _end_when_draining(self, into: trio.MemorySendChannel[Event]) -> None:
         await self._draining.wait()
         await into.send(Unavailable("this node is shutting down"))
 
     def _counts(self) -> dict[str, Any]:
-        return usage(self._job.prompt_tokens, sum(choice.generated for choice in self._choices))
+        generated = sum(choice.generated for choice in self._choices)
+        return usage(self._job.prompt_tokens, generated, sum(choice.thought for choice in self._choices))
 
     async def _whole(self, events: trio.MemoryReceiveChannel[Event]) -> Response:
         """The answer, when all choices are complete."""
@@ -137,7 +150,7 @@ class Answer(Response):
         while unfinished:
             event = await events.receive()
             if isinstance(event, MeshError):
-                return failure_of(event).response()
+                return failure_of(event).response(self._shape.dialect)
             deltas[event.index].append(event)
             unfinished -= bool(event.finish)
         return json_response(self._shape.whole(deltas, self._counts()))
@@ -148,15 +161,16 @@ class Answer(Response):
         with trio.move_on_after(FIRST_S):
             event = await events.receive()
         if isinstance(event, MeshError):
-            return failure_of(event).response()
+            return failure_of(event).response(self._shape.dialect)
         stream = EventStream(send)
         await stream.start()
         for choice in self._choices:
-            await stream.data(self._shape.opening(choice.index))
+            for chunk in self._shape.opening(choice.index):
+                await stream.data(chunk)
         unfinished = len(self._choices)
         while True:
             if isinstance(event, MeshError):
-                await stream.data(failure_of(event).body())
+                await stream.data(failure_of(event).event(self._shape.dialect))
                 return EndOfStream()
             if event is None:
                 await stream.ping()
@@ -165,9 +179,10 @@ class Answer(Response):
                     await stream.data(chunk)
                 unfinished -= bool(event.finish)
             if not unfinished:
-                if self._job.with_usage:
-                    await stream.data(self._shape.closing(self._counts()))
-                await stream.done()
+                for chunk in self._shape.closing(self._counts()):
+                    await stream.data(chunk)
+                if self._shape.dialect is Dialect.CHAT:
+                    await stream.done()
                 return EndOfStream()
             event = None
             with trio.move_on_after(PING_S):
@@ -189,10 +204,10 @@ class EventStream:
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def data(self, payload: dict[str, Any] | None) -> None:
-        """One event; nothing for None."""
-        if payload is not None:
-            await self._write(b"data: " + msgspec.json.encode(payload) + b"\n\n")
+    async def data(self, payload: dict[str, Any]) -> None:
+        """One event, under the name that its `type` is, where it has one."""
+        name = f"event: {payload['type']}\n".encode() if "type" in payload else b""
+        await self._write(name + b"data: " + msgspec.json.encode(payload) + b"\n\n")
 
     async def ping(self) -> None:
         """A comment, which every client ignores."""

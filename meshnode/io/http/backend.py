@@ -8,12 +8,13 @@ Invariant: an answer that was passed on is not interpreted here, so a node can p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 import msgspec
 
+from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.request import Generator
 from meshnode.core.serving.text import Conversation, Vocabulary
 
@@ -56,6 +57,10 @@ class ServedModel(Generator, Protocol):
         """What the model's tokens say."""
         ...
 
+    def statistics(self) -> Statistics:
+        """Lanes, queue and cells of its head, now."""
+        ...
+
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         """Token ids of `text`; with `add_special` the model's own first tokens, with `parse_special` markers in it.
 
@@ -69,6 +74,28 @@ class ServedModel(Generator, Protocol):
         Raises InvalidRequest (the template refuses this conversation), StageError, StageLost, Unavailable.
         """
         ...
+
+
+class StageFigures(msgspec.Struct, frozen=True):
+    """What one stage process of this node computed since it was loaded."""
+
+    deployment: str
+    stage: int
+    microbatches: int = 0
+    rows: int = 0
+    failures: int = 0
+    compute_us: int = 0
+    overhead_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    cells_used: int = 0
+
+
+class NodeFigures(msgspec.Struct, frozen=True):
+    """What only the node knows, for `/metrics`."""
+
+    stages: tuple[StageFigures, ...] = ()
+    counters: dict[str, int] = {}
 
 
 class PassedRequest(msgspec.Struct, frozen=True):
@@ -111,6 +138,10 @@ class Directory(Protocol):
 
         A request that was `passed` on by another node is served here if at all; any other may wait less elsewhere.
         """
+        ...
+
+    def here(self) -> Sequence[ServedModel]:
+        """Every head of this node that takes requests; several may be of one model."""
         ...
 
     def pass_on(self, model_id: str, request: PassedRequest) -> AbstractAsyncContextManager[PassedAnswer]:

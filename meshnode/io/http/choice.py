@@ -13,6 +13,7 @@ import msgspec
 
 from meshnode.core.serving.request import Sampled
 from meshnode.core.serving.text import Detokenizer, StopStrings, Vocabulary
+from meshnode.core.serving.thoughts import Thinking, ThoughtSplitter
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -29,14 +30,23 @@ class Delta(msgspec.Struct, frozen=True):
     text: str
     tokens: tuple[Spoken, ...] = ()
     finish: str = ""
+    thought: str = ""
+    """What the model thought before it spoke; it comes before `text`."""
+    stop: str = ""
+    """The stop string that ended it, with `finish`."""
 
 
 class Choice:
-    """Follows one generation; `generated` counts its tokens, the ending one included."""
+    """Follows one generation; `generated` counts its tokens, the ending one included, `thought` those of a thought."""
 
-    def __init__(self, index: int, vocabulary: Vocabulary, stops: Sequence[str]) -> None:
+    def __init__(
+        self, index: int, vocabulary: Vocabulary, stops: Sequence[str], thinking: Thinking | None = None
+    ) -> None:
         self.index = index
         self.generated = 0
+        self.thought = 0
+        self._splitter = None if thinking is None else ThoughtSplitter(thinking)
+        self._tags = frozenset() if thinking is None else thinking.tags
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer()
         self._stops = StopStrings(stops)
@@ -47,22 +57,35 @@ class Choice:
     def feed(self, sampled: Sampled) -> Delta:
         """The visible effect of one more token; after a `finish` nothing may follow."""
         self.generated += 1
+        self.thought += self._splitter is not None and self._splitter.in_thought
         if sampled.finish == "stop":
             return self._last("", "stop")
         self._waiting.append(Spoken(sampled, self._decoded))
-        text = self._detokenizer.feed(self._vocabulary.shown(sampled.token))
+        text = self._detokenizer.feed(self._piece(sampled.token))
         self._decoded += len(text)
         shown = self._stops.feed(text)
         if self._stops.stopped or sampled.finish:
             return self._last(shown, "stop" if self._stops.stopped else sampled.finish)
-        return Delta(self.index, shown, self._release(shown))
+        return self._delta(shown, self._release(shown))
+
+    def _piece(self, token: int) -> bytes:
+        """Some vocabularies hide the tags of a thought from answers, as they do with control tokens."""
+        written = self._vocabulary.written(token)
+        return written if written in self._tags else self._vocabulary.shown(token)
+
+    def _delta(self, shown: str, tokens: tuple[Spoken, ...], finish: str = "") -> Delta:
+        thought, text = ("", shown) if self._splitter is None else self._splitter.feed(shown)
+        if finish and self._splitter is not None:
+            last_thought, last_text = self._splitter.finish()
+            thought, text = thought + last_thought, text + last_text
+        return Delta(self.index, text, tokens, finish, thought, self._stops.found)
 
     def _last(self, shown: str, finish: str) -> Delta:
         shown += "" if self._stops.stopped else self._stops.feed(self._detokenizer.finish())
         if self._stops.stopped:
-            return Delta(self.index, shown, self._release(shown), "stop")
+            return self._delta(shown, self._release(shown), "stop")
         shown += self._stops.finish()
-        return Delta(self.index, shown, self._release(shown) + tuple(self._waiting), finish)
+        return self._delta(shown, self._release(shown) + tuple(self._waiting), finish)
 
     def _release(self, shown: str) -> tuple[Spoken, ...]:
         """Tokens whose text has begun to show."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, ExceptionHandler
 
+from meshnode import __version__
 from meshnode.errors import MeshError
-from meshnode.io.http.access import Access, guarded
+from meshnode.io.http.access import Access, Gate
 from meshnode.io.http.answer import Draining, json_response
 from meshnode.io.http.backend import Directory, ModelListing
-from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, failure_of, model_not_found
+from meshnode.io.http.embeddings import EmbeddingsRoutes
+from meshnode.io.http.failure import RETRY_UNAVAILABLE_S, Failure, dialect_of, failure_of, model_not_found
 from meshnode.io.http.generation import GenerationRoutes
+from meshnode.io.http.inspecting import InspectingRoutes
+from meshnode.io.http.lookup import Lookup
+from meshnode.io.http.messages import MessagesRoutes
+from meshnode.io.http.meter import Meter
+from meshnode.io.http.metrics import Figures, MetricsRoutes, counted, no_figures
+from meshnode.io.http.responses import ResponsesRoutes
+from meshnode.io.http.tokens import TokenRoutes
 
 
 @dataclass(frozen=True)
@@ -28,36 +38,61 @@ class HttpEndpoint:
     app: ASGIApp
     """For clients: everything, behind host, origin and key checks."""
     passed: ASGIApp
-    """For requests that other nodes passed on (`answer_here`): generation only, nothing of `/api`."""
+    """For requests that other nodes passed on (`answer_here`): what is asked of one model, nothing of `/api`."""
     draining: Draining
 
 
 def build_endpoint(
-    directory: Directory, admin_routes: Sequence[Route] = (), access: Access | None = None
+    directory: Directory,
+    admin_routes: Sequence[Route] = (),
+    access: Access | None = None,
+    figures: Figures = no_figures,
 ) -> HttpEndpoint:
     """The endpoint of one node. `admin_routes` come from `admin_route`."""
     draining = Draining()
-    generation = GenerationRoutes(directory, draining)
-    listing = ListingRoutes(directory)
-    generating = [
-        *_both("/chat/completions", generation.chat, "POST"),
-        *_both("/completions", generation.completions, "POST"),
-    ]
+    meter = Meter()
+    listing = ListingRoutes(directory, meter.refused)
+    measured = MetricsRoutes(directory, meter, figures)
+    asking = _asking(Lookup(directory, draining), draining, meter)
     reading = [
         *_both("/models", listing.models, "GET"),
         *_both("/models/{model_id:path}", listing.model, "GET"),
         *_both("/health", listing.health, "GET"),
+        *_both("/metrics", measured.metrics, "GET"),
     ]
-    whole = Starlette(routes=[*generating, *reading, *admin_routes], exception_handlers=_HANDLERS)
-    passed = Starlette(routes=generating, exception_handlers=_HANDLERS)
-    return HttpEndpoint(guarded(whole, access or Access()), passed, draining)
+    whole = Starlette(routes=[*asking, *reading, *admin_routes], exception_handlers=_HANDLERS)
+    passed = Starlette(routes=asking, exception_handlers=_HANDLERS)
+    return HttpEndpoint(counted(Gate(whole, access or Access(), meter.refused), meter), passed, draining)
+
+
+def _asking(lookup: Lookup, draining: Draining, meter: Meter) -> list[Route]:
+    """Everything that is asked of one model, wherever its head runs."""
+    generation, tokens = GenerationRoutes(draining, meter), TokenRoutes()
+    responses, messages = ResponsesRoutes(generation), MessagesRoutes(generation)
+    inspecting = InspectingRoutes(f"meshnode {__version__}")
+    return [
+        *_both("/chat/completions", lookup.posted(generation.chat), "POST"),
+        *_both("/completions", lookup.posted(generation.completions), "POST"),
+        *_both("/embeddings", lookup.posted(EmbeddingsRoutes().embed), "POST"),
+        *_both("/responses", lookup.posted(responses.respond), "POST"),
+        *_both("/responses/input_tokens", lookup.posted(responses.count), "POST"),
+        *_both("/messages", lookup.posted(messages.message), "POST"),
+        *_both("/messages/count_tokens", lookup.posted(messages.count), "POST"),
+        *_both("/tokenize", lookup.posted(tokens.tokenize), "POST"),
+        *_both("/detokenize", lookup.posted(tokens.detokenize), "POST"),
+        *_both("/tokenizer_info", lookup.got(tokens.info), "GET"),
+        *_both("/props", lookup.got(inspecting.props), "GET"),
+        *_both("/slots", lookup.got(inspecting.slots), "GET"),
+        *_both("/apply-template", lookup.posted(tokens.apply_template), "POST"),
+    ]
 
 
 class ListingRoutes:
     """models, models/{id} and health."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, refused: Counter[str]) -> None:
         self._directory = directory
+        self._refused = refused
 
     async def models(self, request: Request) -> Response:
         """GET models."""
@@ -74,7 +109,8 @@ class ListingRoutes:
     async def health(self, request: Request) -> Response:
         """GET health: 200 once a model answers, 503 before; a person can tell loading from having nothing."""
         states = {listing.state for listing in self._directory.models()}
-        counters = dict(self._directory.counters())
+        refused = {f"rejected_{reason}": count for reason, count in self._refused.items()}
+        counters = {**self._directory.counters(), **refused}
         if "ready" in states:
             return json_response({"status": "ok", **counters})
         message = "no model is served"
@@ -107,7 +143,7 @@ def _both(path: str, endpoint: Any, method: str) -> list[Route]:
 
 async def _mesh_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MeshError)
-    return failure_of(error).response()
+    return failure_of(error).response(dialect_of(request.url.path))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -117,13 +153,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = "no such path; the API lives under /v1"
         return Failure(404, "not_found_error", message, "unknown_url").response()
     headers = dict(error.headers or {})
-    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response()
+    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(dialect_of(request.url.path))
 
 
 async def _own_bug(request: Request, error: Exception) -> Response:
     """The server logs it; the client learns only that it is not at fault."""
     retry = {"x-should-retry": "false"}
-    return Failure(500, "server_error", "internal error of this node; its log says more", headers=retry).response()
+    return Failure(500, "server_error", "internal error of this node; its log says more", headers=retry).response(
+        dialect_of(request.url.path)
+    )
 
 
 async def _gone(request: Request, error: Exception) -> Response:

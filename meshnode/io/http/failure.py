@@ -5,6 +5,7 @@ Invariant: a client never sees a traceback, and nothing in an error repeats the 
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +31,30 @@ RETRY_UNAVAILABLE_S: Final = 3
 """Loading takes seconds to minutes; the SDKs retry twice with this pause."""
 
 
+class Dialect(Enum):
+    """Whose words a route speaks."""
+
+    CHAT = "OpenAI's chat and completions, and everything else"
+    RESPONSES = "OpenAI's responses"
+    MESSAGES = "Anthropic's messages"
+
+
+def dialect_of(path: str) -> Dialect:
+    """By the path, for errors before a route was reached."""
+    route = path.removeprefix("/v1")
+    if route in ("/messages", "/messages/count_tokens"):
+        return Dialect.MESSAGES
+    return Dialect.RESPONSES if route == "/responses" else Dialect.CHAT
+
+
+_ANTHROPIC: Final = {
+    "exceed_context_size_error": "invalid_request_error",
+    "server_error": "api_error",
+    "unavailable_error": "overloaded_error",
+}
+"""Types of errors that Anthropic's clients know by another name."""
+
+
 class Failure(msgspec.Struct, frozen=True):
     """One error as it goes out. `extra` joins the error object, `headers` the response."""
 
@@ -41,16 +66,23 @@ class Failure(msgspec.Struct, frozen=True):
     extra: dict[str, int | str] = {}
     headers: dict[str, str] = {}
 
-    def body(self) -> dict[str, Any]:
-        """The OpenAI envelope."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": {**error, **self.extra}}
+    def body(self, dialect: Dialect = Dialect.CHAT) -> dict[str, Any]:
+        """The OpenAI envelope, or Anthropic's around the same."""
+        kind = _ANTHROPIC.get(self.type, self.type) if dialect is Dialect.MESSAGES else self.type
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code, **self.extra}
+        return {"type": "error", "error": error} if dialect is Dialect.MESSAGES else {"error": error}
 
-    def response(self) -> Response:
+    def event(self, dialect: Dialect) -> dict[str, Any]:
+        """In a stream that has begun."""
+        body = self.body(dialect)
+        if dialect is Dialect.RESPONSES:
+            return {"type": "error", "code": self.code, "message": self.message, "param": self.param, **body}
+        return body
+
+    def response(self, dialect: Dialect = Dialect.CHAT) -> Response:
         """The whole answer, for errors before a stream began."""
-        return Response(
-            msgspec.json.encode(self.body()), self.status, headers=self.headers, media_type="application/json"
-        )
+        body = msgspec.json.encode(self.body(dialect))
+        return Response(body, self.status, headers=self.headers, media_type="application/json")
 
 
 class Refused(RequestError):

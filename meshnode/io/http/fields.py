@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS
+from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS, Conversation
 from meshnode.errors import InvalidRequest
 from meshnode.wire.sampling import MAX_TOP, Sampling
 
@@ -21,6 +21,8 @@ MESSAGES: Final = 4096
 """Messages of one chat: agents send some hundreds."""
 ROLE_CHARACTERS: Final = 64
 """Templates know system, user, assistant, tool and a few of their own."""
+NEVER: Final = -1e9
+"""A bias under which no token is drawn: llama.cpp's minus infinity, as a number that travels."""
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's default of the legacy route."""
 
@@ -50,7 +52,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     repeat_last_n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | list[tuple[int, float]] | None = None
+    logit_bias: dict[str, float | bool] | list[tuple[int, float | bool]] | None = None
     ignore_eos: bool | None = None
     grammar: str | None = None
     json_schema: Any = None
@@ -90,7 +92,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         chosen = {"seed": self._seed(), "logit_bias": self._biases(), "top_logprobs": top_logprobs}
         known = {name: value for name, value in given.items() if value is not None}
         sampling = msgspec.convert({**chosen, **known}, Sampling)
-        if defect := sampling.defect():
+        if defect := sampling.defect().replace("penalty_window", "repeat_last_n"):
             raise InvalidRequest(defect, defect.partition(" ")[0])
         return sampling
 
@@ -99,12 +101,15 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         return secrets.randbits(64) if self.seed is None or self.seed == -1 else self.seed % 2**64
 
     def _biases(self) -> tuple[tuple[int, float], ...]:
-        if not isinstance(self.logit_bias, dict):
-            return tuple(self.logit_bias or ())
+        given = self.logit_bias or {}
+        pairs = given.items() if isinstance(given, dict) else given
         try:
-            return tuple((int(token), bias) for token, bias in self.logit_bias.items())
+            biases = [(int(token), bias) for token, bias in pairs]
         except ValueError:
-            raise InvalidRequest("the keys of logit_bias are token ids", "logit_bias") from None
+            raise InvalidRequest("logit_bias maps token ids to numbers", "logit_bias") from None
+        if any(bias is True for _, bias in biases):
+            raise InvalidRequest("a logit_bias is a number, or false for never", "logit_bias")
+        return tuple((token, NEVER if bias is False else bias) for token, bias in biases)
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -122,6 +127,40 @@ class Message(msgspec.Struct, frozen=True):
     name: str | None = None
     tool_calls: list[Any] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class Conversing(SamplingFields, frozen=True, kw_only=True):
+    """Fields of every route that turns messages into a prompt."""
+
+    messages: list[Message] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    """Whether the prompt ends with the beginning of the answer."""
+    reasoning_effort: str | None = None
+
+    def refuse_tools(self) -> None:
+        """InvalidRequest for what would otherwise be silently dropped."""
+        if (self.tools and self.tool_choice != "none") or self.functions:
+            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+
+    def as_conversation(self) -> Conversation:
+        """Messages as templates expect them: content as one text, developer as system."""
+        messages = self.messages or []
+        if not 1 <= len(messages) <= MESSAGES:
+            raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
+        turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(messages))
+        variables = dict(self.chat_template_kwargs or {})
+        if self.add_generation_prompt is not None:
+            variables["add_generation_prompt"] = self.add_generation_prompt
+        if self.reasoning_effort is not None:
+            variables["reasoning_effort"] = self.reasoning_effort
+            # Qwen's templates, and those that followed them, know no effort but this switch.
+            variables.setdefault("enable_thinking", self.reasoning_effort != "none")
+        return Conversation(turns, variables)
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
@@ -130,25 +169,27 @@ class ResponseFormat(msgspec.Struct, frozen=True):
     type: str
 
 
-class ChatRequest(SamplingFields, frozen=True, kw_only=True):
+class ChatRequest(Conversing, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[Message]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
     response_format: ResponseFormat | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_format: str | None = None
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
-        if (self.tools and self.tool_choice != "none") or self.functions:
-            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+        self.refuse_tools()
         if self.response_format is not None and self.response_format.type != "text":
             raise InvalidRequest("only response_format `text` is supported", "response_format")
+
+    def splits_thoughts(self) -> bool:
+        """Whether thoughts come as `reasoning_content`; llama-server's `none` leaves them in the text."""
+        if self.reasoning_format not in (None, "auto", "deepseek", "none"):
+            raise InvalidRequest("reasoning_format is one of auto, deepseek, none", "reasoning_format")
+        return self.reasoning_format != "none"
 
     def token_limit(self, default: int | None = None) -> int | None:
         """`max_completion_tokens` is the newer name of `max_tokens`."""
@@ -164,12 +205,6 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
             raise InvalidRequest("top_logprobs needs `logprobs: true`", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else -1
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """Messages as templates expect them: content as one text, developer as system."""
-        if not 1 <= len(self.messages) <= MESSAGES:
-            raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
-        return [_turn(message, f"messages[{index}]") for index, message in enumerate(self.messages)]
-
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     """POST /v1/completions."""
@@ -182,10 +217,9 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
-        if self.suffix:
-            raise InvalidRequest("suffix is not supported", "suffix")
         if self.best_of is not None and self.best_of != self.choices():
-            raise InvalidRequest("best_of is only supported equal to n", "best_of")
+            why = "only as many answers as are returned (n) are made; ask for n and choose"
+            raise InvalidRequest(f"best_of other than n is not supported: {why}", "best_of")
         if self.echo and self.logprobs is not None:
             raise InvalidRequest("echo together with logprobs is not supported", "echo")
 
@@ -233,8 +267,5 @@ def _turn(message: Message, place: str) -> dict[str, Any]:
                 )
         content = "\n".join(part.text or "" for part in content)
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    return turn
+    more = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
+    return {**turn, **{name: value for name, value in more.items() if value is not None}}

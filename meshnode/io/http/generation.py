@@ -1,125 +1,77 @@
-"""The two generation routes: from a request body to an answer that generates, here or on the model's own node."""
+"""The two generation routes: from a request body to an answer that generates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from meshnode.core.serving.request import Generation
-from meshnode.core.serving.text import Conversation, Detokenizer, Vocabulary
-from meshnode.errors import InvalidRequest, PromptTooLong, Unavailable
+from meshnode.core.serving.text import Vocabulary
+from meshnode.core.serving.thoughts import thinking_of
+from meshnode.errors import InvalidRequest, PromptTooLong
 from meshnode.io.http.answer import Answer, Draining, Job
-from meshnode.io.http.backend import Directory, PassedRequest, ServedModel
-from meshnode.io.http.body import decode, read_body
-from meshnode.io.http.failure import model_not_found
-from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
-from meshnode.io.http.passing import PassedOn, was_passed_on
+from meshnode.io.http.backend import ServedModel
+from meshnode.io.http.body import decode
+from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, NEVER, ChatRequest, CompletionRequest
+from meshnode.io.http.meter import Meter
+from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids, shown_text
 from meshnode.io.http.shapes import ChatShape, CompletionShape, Shape
-from meshnode.wire.sampling import Sampling
-
-PASSED_HEADERS: Final = ("content-type", "accept")
-"""All that the other node needs; keys and cookies stay here."""
-
-
-class _Named(msgspec.Struct, frozen=True):
-    model: str | None = None
+from meshnode.wire.sampling import MAX_BIASES, Sampling
 
 
 class GenerationRoutes:
     """chat/completions and completions."""
 
-    def __init__(self, directory: Directory, draining: Draining) -> None:
-        self._directory = directory
+    def __init__(self, draining: Draining, meter: Meter) -> None:
         self._draining = draining
+        self._meter = meter
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, model: ServedModel, body: bytes) -> Response:
         """POST chat/completions."""
-        body = await read_body(request)
-        model = self._find(body, was_passed_on(request.scope))
-        if isinstance(model, str):
-            return self._pass_on(model, request, body)
         asked = decode(body, ChatRequest)
-        asked.refuse_unsupported()
-        sampling = asked.sampling(asked.alternatives())
-        conversation = Conversation(tuple(asked.conversation()), asked.chat_template_kwargs or {})
-        count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
-        text = await model.render(conversation)
-        prompt = await model.tokenize(
-            text, add_special=not _begins_with_bos(text, model.vocabulary), parse_special=True
-        )
         shape = ChatShape(model.id, model.vocabulary, bool(asked.logprobs), asked.with_usage())
+        return await self.converse(model, asked, lambda prompt_tokens: shape)
+
+    async def converse(
+        self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]
+    ) -> Response:
+        """The answer to a chat, written as `shape_of` (tokens of the prompt) says."""
+        asked.refuse_unsupported()
+        sampling, splits = asked.sampling(asked.alternatives()), asked.splits_thoughts()
+        count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
+        text, prompt = await chat_prompt(model, asked.as_conversation())
+        shape = shape_of(len(prompt))
         job = Job(
             generations=_generations(model, shape, [prompt] * count, count, limit, sampling),
             stops=stops,
             stream=bool(asked.stream),
-            with_usage=asked.with_usage(),
             prompt_tokens=len(prompt),
+            thinking=thinking_of(model.vocabulary.chat_template, text) if splits else None,
         )
-        return Answer(model, job, shape, self._draining)
+        return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, model: ServedModel, body: bytes) -> Response:
         """POST completions."""
-        body = await read_body(request)
-        model = self._find(body, was_passed_on(request.scope))
-        if isinstance(model, str):
-            return self._pass_on(model, request, body)
         asked = decode(body, CompletionRequest)
         asked.refuse_unsupported()
         sampling = asked.sampling(asked.alternatives())
         count, stops, limit = asked.choices(), asked.stops(), asked.token_limit(DEFAULT_COMPLETION_TOKENS)
-        prompts = [await _prompt_ids(model, prompt) for prompt in asked.prompts()]
+        prompts = [await prompt_ids(model, prompt) for prompt in asked.prompts()]
         each = [ids for ids in prompts for _ in range(count)]
-        echoes = [_text(model.vocabulary, ids) for ids in each] if asked.echo else []
-        shape = CompletionShape(model.id, model.vocabulary, asked.logprobs is not None, echoes)
+        echoes = [shown_text(model.vocabulary, ids) for ids in each] if asked.echo else []
+        if asked.suffix:
+            prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
+            each = [ids for ids in prompts for _ in range(count)]
+        shape = CompletionShape(model.id, model.vocabulary, asked, echoes)
         job = Job(
             generations=_generations(model, shape, each, count, limit, sampling),
             stops=stops,
             stream=bool(asked.stream),
-            with_usage=asked.with_usage(),
             prompt_tokens=sum(map(len, prompts)),
         )
-        return Answer(model, job, shape, self._draining)
-
-    def _find(self, body: bytes, passed: bool) -> ServedModel | str:
-        """The model if it is to be served here, otherwise the id under which to pass the request on."""
-        listings = self._directory.models()
-        name = decode(body, _Named).model
-        if not name:
-            if len(listings) > 1:
-                raise InvalidRequest("model is required where several are served", "model")
-            name = listings[0].id if listings else ""
-        if (local := self._directory.local(name, passed=passed)) is not None:
-            return local
-        listing = next((each for each in listings if each.id == name), None)
-        if listing is None:
-            if not listings:
-                raise Unavailable("no model is served in this mesh yet")
-            raise model_not_found(name)
-        if listing.state == "loading":
-            raise Unavailable("Loading model")
-        if listing.state == "failed":
-            raise Unavailable("the model could not be loaded; `meshnode status` says why")
-        return name
-
-    def _pass_on(self, model_id: str, request: Request, body: bytes) -> Response:
-        if was_passed_on(request.scope):
-            # The sender's view was stale. Sending it further could go round in circles.
-            raise Unavailable("the model moved to another node; try again")
-        headers = tuple((name, request.headers[name]) for name in PASSED_HEADERS if name in request.headers)
-        passed = PassedRequest(request.method, request.url.path, headers, body)
-        return PassedOn(self._directory, model_id, passed, self._draining)
-
-
-async def _prompt_ids(model: ServedModel, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(prompt, str):
-        return await model.tokenize(prompt, add_special=True, parse_special=True)
-    if not all(0 <= token < len(model.vocabulary.pieces) for token in prompt):
-        raise InvalidRequest("prompt holds a token id outside the vocabulary", "prompt")
-    return prompt
+        return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
 
 def _generations(
@@ -131,8 +83,9 @@ def _generations(
     sampling: Sampling,
 ) -> tuple[Generation, ...]:
     """One generation per choice. Choices of one prompt differ by their seed, so that each can be repeated alone."""
-    if any(not 0 <= token < len(model.vocabulary.pieces) for token, _ in sampling.logit_bias):
-        raise InvalidRequest("logit_bias holds a token id outside the vocabulary", "logit_bias")
+    check_ids((token for token, _ in sampling.logit_bias), model.vocabulary, "logit_bias")
+    if sampling.ignore_eos:
+        sampling = _endless(sampling, model.vocabulary)
     generations = []
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -152,12 +105,12 @@ def _generations(
     return tuple(generations)
 
 
-def _begins_with_bos(text: str, vocabulary: Vocabulary) -> bool:
-    """Many templates write the first token themselves; llama.cpp would add a second one."""
-    bos = vocabulary.written(vocabulary.bos).decode("utf-8", "replace")
-    return bool(bos) and text.startswith(bos)
+def _endless(sampling: Sampling, vocabulary: Vocabulary) -> Sampling:
+    """As llama.cpp reads `ignore_eos`: tokens that end an answer are never drawn, instead of drawn and passed over.
 
-
-def _text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    detokenizer = Detokenizer()
-    return "".join([detokenizer.feed(vocabulary.shown(token)) for token in ids]) + detokenizer.finish()
+    A file with so many that they do not travel keeps them; the head passes over them.
+    """
+    never = tuple((token, NEVER) for token in sorted(vocabulary.end))
+    if len(sampling.logit_bias) + len(never) > MAX_BIASES:
+        return sampling
+    return msgspec.structs.replace(sampling, logit_bias=(*sampling.logit_bias, *never))

@@ -1,6 +1,6 @@
 """Requests for models that another node serves: out over the directory, in through an app in this process.
 
-Invariant: a request is passed on once at most, and only generation routes are reached that way.
+Invariant: a request is passed on once at most, and only what is asked of one model is reached that way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meshnode.errors import LinkLost, MeshError, PeerError, Unavailable
 from meshnode.io.http.answer import Draining, EndOfStream, EventStream, cancel_on_disconnect
 from meshnode.io.http.backend import Directory, PassedAnswer, PassedRequest
-from meshnode.io.http.failure import failure_of
+from meshnode.io.http.failure import Dialect, dialect_of, failure_of
 
 ANSWER_HEADERS: Final = frozenset(
     {"content-type", "content-length", "cache-control", "retry-after", "x-should-retry", "x-accel-buffering"}
@@ -54,7 +54,7 @@ class PassedOn(Response):
 
     async def _run(self, receive: Receive, send: Send) -> Response | None:
         """Copy the answer; what is left to send after it, None when the client left."""
-        sent = _Sent(send)
+        sent = _Sent(send, dialect_of(self._request.path))
         ending: Response | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel_on_disconnect, receive, nursery.cancel_scope.cancel)
@@ -84,8 +84,9 @@ class PassedOn(Response):
 class _Sent:
     """What of the answer the client has."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, dialect: Dialect) -> None:
         self._send = send
+        self._dialect = dialect
         self._started = False
         self._streams = False
 
@@ -107,10 +108,10 @@ class _Sent:
     async def fail(self, error: MeshError) -> Response | None:
         """The best ending that is still possible: a status, an error event, or a connection that breaks off."""
         if not self._started:
-            return failure_of(error).response()
+            return failure_of(error).response(self._dialect)
         if not self._streams:
             return None
-        await EventStream(self._send).data(failure_of(error).body())
+        await EventStream(self._send).data(failure_of(error).event(self._dialect))
         return EndOfStream()
 
 
@@ -180,15 +181,16 @@ class _Bodies:
 
 
 def _scope(request: PassedRequest) -> dict[str, Any]:
+    path, _, query = request.path.partition("?")
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": request.method,
         "scheme": "http",
-        "path": request.path,
-        "raw_path": request.path.encode("utf-8"),
-        "query_string": b"",
+        "path": path,
+        "raw_path": path.encode("utf-8"),
+        "query_string": query.encode("utf-8"),
         "root_path": "",
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers],
         "client": None,

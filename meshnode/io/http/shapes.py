@@ -12,18 +12,20 @@ from typing import Any, Protocol
 
 from meshnode.core.serving.text import Vocabulary
 from meshnode.io.http.choice import Delta, Spoken
+from meshnode.io.http.failure import Dialect
+from meshnode.io.http.fields import CompletionRequest
 
 Json = dict[str, Any]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> Json:
+def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int) -> Json:
     """Token counts; cached and reasoning tokens are part of the shape that clients read."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought_tokens},
     }
 
 
@@ -31,17 +33,19 @@ class Shape(Protocol):
     """How one route writes its answer."""
 
     id: str
+    dialect: Dialect
+    """How its errors are written, and whether `[DONE]` ends its stream."""
 
-    def opening(self, index: int) -> Json | None:
-        """The chunk before a choice's first text."""
+    def opening(self, index: int) -> list[Json]:
+        """The chunks before a choice's first text."""
         ...
 
     def chunks(self, delta: Delta) -> list[Json]:
         """The chunks of one delta; a finish comes in a chunk of its own."""
         ...
 
-    def closing(self, counts: Json) -> Json:
-        """The usage chunk of a stream."""
+    def closing(self, counts: Json) -> list[Json]:
+        """The chunks after all choices: usage if it was asked for."""
         ...
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
@@ -50,6 +54,8 @@ class Shape(Protocol):
 
 
 class _Envelope:
+    dialect = Dialect.CHAT
+
     def __init__(self, prefix: str, kind: str, model: str, vocabulary: Vocabulary) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
         self._kind = kind
@@ -76,31 +82,34 @@ class ChatShape(_Envelope):
     def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, with_usage: bool) -> None:
         super().__init__("chatcmpl", "chat.completion", model, vocabulary)
         self._with_logprobs = with_logprobs
+        self._with_usage = with_usage
         self._more: Json = {"usage": None} if with_usage else {}
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int) -> list[Json]:
         """The role, which clients expect first and once."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+        return [self._chunk(index, {"role": "assistant", "content": ""}, None, None)]
 
     def chunks(self, delta: Delta) -> list[Json]:
-        """Text with its log-probabilities, then the finish."""
+        """A thought, text with its log-probabilities, then the finish."""
         chunks = []
+        if delta.thought:
+            chunks.append(self._chunk(delta.index, {"reasoning_content": delta.thought}, None, None))
         if delta.text or (self._with_logprobs and delta.tokens):
             chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
         if delta.finish:
             chunks.append(self._chunk(delta.index, {}, None, delta.finish))
         return chunks
 
-    def closing(self, counts: Json) -> Json:
+    def closing(self, counts: Json) -> list[Json]:
         """No choices, only the counts."""
-        return self._wrap([], "chat.completion.chunk", usage=counts)
+        return [self._wrap([], "chat.completion.chunk", usage=counts)] if self._with_usage else []
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
         """One message per choice."""
         answers = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None},
+                "message": _message(deltas),
                 "logprobs": self._logprobs([token for delta in deltas for token in delta.tokens]),
                 "finish_reason": deltas[-1].finish,
             }
@@ -129,18 +138,25 @@ class ChatShape(_Envelope):
         return {"token": written.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(written)}
 
 
+def _message(deltas: Sequence[Delta]) -> Json:
+    thought = "".join(delta.thought for delta in deltas)
+    message: Json = {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None}
+    return {**message, "reasoning_content": thought} if thought else message
+
+
 class CompletionShape(_Envelope):
     """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, echoes: Sequence[str]) -> None:
+    def __init__(self, model: str, vocabulary: Vocabulary, asked: CompletionRequest, echoes: Sequence[str]) -> None:
         super().__init__("cmpl", "text_completion", model, vocabulary)
-        self._with_logprobs = with_logprobs
+        self._with_usage = asked.with_usage()
+        self._with_logprobs = asked.logprobs is not None
         self._echoes = echoes
         """Text shown before each choice's own; empty without `echo`."""
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int) -> list[Json]:
         """The echoed prompt."""
-        return self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind) if self._echoes else None
+        return [self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind)] if self._echoes else []
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Text with its log-probabilities, then the finish."""
@@ -151,9 +167,9 @@ class CompletionShape(_Envelope):
             chunks.append(self._wrap([self._choice(delta.index, "", (), delta.finish)], self._kind))
         return chunks
 
-    def closing(self, counts: Json) -> Json:
+    def closing(self, counts: Json) -> list[Json]:
         """No choices, only the counts."""
-        return self._wrap([], self._kind, usage=counts)
+        return [self._wrap([], self._kind, usage=counts)] if self._with_usage else []
 
     def whole(self, choices: Sequence[Sequence[Delta]], counts: Json) -> Json:
         """One text per choice."""

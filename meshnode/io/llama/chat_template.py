@@ -61,7 +61,7 @@ class ChatTemplate:
         self._template: jinja2.Template | None = None
 
     def render(self, conversation: Conversation) -> str:
-        """The prompt with the beginning of the answer.
+        """The prompt with the beginning of the answer, unless `add_generation_prompt` says otherwise.
 
         Raises InvalidRequest where the template refuses the conversation or lacks something in it, StageError
         (`template`) where the template itself is at fault.
@@ -81,12 +81,11 @@ class ChatTemplate:
     def _attempt(self, messages: tuple[dict[str, Any], ...], variables: dict[str, Any]) -> str:
         fixed = {
             "messages": list(messages),
-            "add_generation_prompt": True,
             "bos_token": self._bos,
             "eos_token": self._eos,
         }
         try:
-            return self._collect(self._compiled(), {**variables, **fixed})
+            return self._collect(self._compiled(), {"add_generation_prompt": True, **variables, **fixed})
         except _Refusal as error:
             raise InvalidRequest(f"the model's chat template refuses: {str(error)[:200]}", "messages") from None
         except jinja2.exceptions.SecurityError:

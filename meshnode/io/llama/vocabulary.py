@@ -63,6 +63,11 @@ class LoadedVocabulary:
             eos=api.llama_vocab_eos(self._vocab),
             add_bos=api.llama_vocab_get_add_bos(self._vocab),
             chat_template=self._template(),
+            fim=(
+                api.llama_vocab_fim_pre(self._vocab),
+                api.llama_vocab_fim_suf(self._vocab),
+                api.llama_vocab_fim_mid(self._vocab),
+            ),
         )
         return msgspec.structs.replace(known, fingerprint=_fingerprint(known))
 

@@ -85,6 +85,11 @@ def test_an_insecure_endpoint_is_warned_of(settings: Settings, caplog: pytest.Lo
     open_settings = Settings(data=settings.data, api_host="192.0.2.7", insecure=True)
     assert run_in_foreground(open_settings, node) == 0
     assert "unencrypted" in caplog.text
+    caplog.clear()
+    key = "k3" * 12
+    assert run_in_foreground(Settings(data=settings.data, api_host="192.0.2.7", api_key=(key,)), node) == 0
+    assert "keys cross the network unencrypted" in caplog.text
+    assert key not in caplog.text
 
 
 def test_a_node_may_open_what_its_own_limits_allow() -> None:

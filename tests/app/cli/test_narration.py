@@ -72,6 +72,8 @@ def test_the_curl_line_is_one_json_request() -> None:
     line = curl_line("http://127.0.0.1:8421", "tiny", "What is a stage?")
     body = msgspec.json.decode(line.split(" -d '")[1].rstrip("'"))
     assert body == {"model": "tiny", "messages": [{"role": "user", "content": "What is a stage?"}]}
+    assert "Bearer" not in line
+    assert '-H "Authorization: Bearer $API_KEY"' in curl_line("http://127.0.0.1:8421", "tiny", keyed=True)
 
 
 @pytest.mark.parametrize(

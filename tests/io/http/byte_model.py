@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 
 import trio
 
+from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.request import Alternative, Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import MeshError, PromptTooLong, Unavailable
@@ -45,6 +46,11 @@ class ByteModel:
         """Set when a generation reached `stall_at` or `hold_at`."""
         self.freed = trio.Event()
         """Set when the last lane was given back."""
+
+    def statistics(self) -> Statistics:
+        counts = dict.fromkeys(Statistics.__struct_fields__, 0)
+        busy = {"lanes": 4, "lanes_busy": self.lanes, "context": self.context, "rejected": {}}
+        return Statistics(**{**counts, **busy})
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         head, ids = ([BOS] if add_special else []), []
@@ -112,6 +118,9 @@ class ByteDirectory:
     def local(self, model_id: str, *, passed: bool) -> ByteModel | None:
         ready = self.states.get(model_id, "ready") == "ready"
         return self.served.get(model_id) if ready else None
+
+    def here(self) -> tuple[ByteModel, ...]:
+        return tuple(self.served.values())
 
     def pass_on(self, model_id: str, request: PassedRequest) -> AbstractAsyncContextManager[PassedAnswer]:
         if model_id not in self.elsewhere:

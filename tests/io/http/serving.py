@@ -11,6 +11,7 @@ import trio
 
 from meshnode.io.http.access import Access
 from meshnode.io.http.endpoint import build_endpoint
+from meshnode.io.http.metrics import no_figures
 from meshnode.io.http.server import listen, serve_http
 from tests.io.http.byte_model import ByteDirectory
 
@@ -29,9 +30,11 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(directory: ByteDirectory, admin_routes=(), access: Access | None = None) -> AsyncIterator[Serving]:
+async def serving(
+    directory: ByteDirectory, admin_routes=(), access: Access | None = None, figures=no_figures
+) -> AsyncIterator[Serving]:
     """Serves `directory` on a free port until the block ends."""
-    endpoint = build_endpoint(directory, admin_routes, access)
+    endpoint = build_endpoint(directory, admin_routes, access, figures)
     shutdown, ended = trio.Event(), trio.Event()
 
     async def run(task_status=trio.TASK_STATUS_IGNORED) -> None:

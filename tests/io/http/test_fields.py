@@ -7,7 +7,7 @@ import pytest
 
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.body import decode
-from meshnode.io.http.fields import ChatRequest, CompletionRequest
+from meshnode.io.http.fields import NEVER, ChatRequest, CompletionRequest
 from tests.io.http.byte_model import ByteDirectory, ByteModel
 from tests.io.http.serving import serving
 
@@ -37,6 +37,10 @@ WRONG = [
     ("chat", {**HELLO, "logit_bias": {"word": 1}}, "logit_bias"),
     ("chat", {**HELLO, "logit_bias": {"-1": 1}}, "logit_bias"),
     ("chat", {**HELLO, "logit_bias": [[999, 1.0]]}, "logit_bias"),
+    ("chat", {**HELLO, "logit_bias": {"5": True}}, "logit_bias"),
+    ("chat", {**HELLO, "logit_bias": [["word", 1.0]]}, "logit_bias[0][0]"),
+    ("chat", {**HELLO, "logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+    ("chat", {**HELLO, "repeat_last_n": -5}, "repeat_last_n"),
     ("chat", {**HELLO, "tools": [{"type": "function"}]}, "tools"),
     ("chat", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
     ("chat", {**HELLO, "grammar": "root ::= x"}, "grammar"),
@@ -90,3 +94,9 @@ def test_minus_one_tokens_means_until_the_context_is_full() -> None:
 
 def test_tools_that_may_not_be_called_are_no_reason_to_refuse() -> None:
     ChatRequest(messages=[], tools=[{}], tool_choice="none").refuse_unsupported()
+
+
+@pytest.mark.parametrize("given", [{"5": -100, "7": False}, [[5, -100], [7, False]]])
+def test_a_bias_of_false_means_never_in_both_spellings(given: Any) -> None:
+    asked = decode(msgspec.json.encode({"prompt": "a", "logit_bias": given}), CompletionRequest)
+    assert asked.sampling(-1).logit_bias == ((5, -100.0), (7, NEVER))

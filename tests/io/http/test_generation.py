@@ -3,10 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from meshnode.errors import MeshError, Overloaded, PeerError, StageError, StageLost, TimedOut, Unavailable
-from tests.io.http.byte_model import BOS, ByteDirectory, ByteModel
+from meshnode.io.http.fields import NEVER
+from tests.io.http.byte_model import BOS, END, VOCABULARY, ByteDirectory, ByteModel
 from tests.io.http.serving import events, serving
 
 HELLO = {"messages": [{"role": "user", "content": "hi"}]}
@@ -118,6 +120,55 @@ async def test_choices_of_several_prompts_count_prompt_times_n_plus_i() -> None:
     model = ByteModel("ok")
     answer = (await complete(model, prompt=["a", "b"], n=2, echo=True)).json()
     assert [choice["text"] for choice in answer["choices"]] == ["aok", "aok", "bok", "bok"]
+
+
+def filler(answer: str = "mid") -> ByteModel:
+    """A model with tokens for filling in: 1, 2 and 3."""
+    model = ByteModel(answer)
+    model.vocabulary = msgspec.structs.replace(VOCABULARY, fim=(1, 2, 3))
+    return model
+
+
+async def test_a_suffix_becomes_the_models_own_order_of_prefix_suffix_and_middle() -> None:
+    model = filler()
+    answer = (await complete(model, prompt="ab", suffix="c<|bos|>", echo=True)).json()
+    assert model.seen[0].prompt == (BOS, 1, 97, 98, 2, 99, BOS, 3)
+    assert answer["choices"][0]["text"] == "abmid"
+    assert answer["usage"]["prompt_tokens"] == 8
+    model.seen.clear()
+    await complete(model, prompt=[[97], [BOS, 98]], suffix="c", n=2)
+    assert sorted({request.prompt for request in model.seen}) == [(1, 97, 2, 99, 3), (BOS, 1, 98, 2, 99, 3)]
+    assert len(model.seen) == 4
+
+
+async def test_a_suffix_for_a_model_that_cannot_fill_in_is_400() -> None:
+    response = await complete(ByteModel(), prompt="a", suffix="b")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "suffix")
+    assert (await complete(ByteModel(), prompt="a", suffix="")).status_code == 200
+
+
+async def test_a_suffix_counts_for_the_context() -> None:
+    response = await complete(filler(), prompt="a" * 300, suffix="b" * 300)
+    assert (response.status_code, response.json()["error"]["n_prompt_tokens"]) == (400, 604)
+
+
+async def test_with_ignore_eos_what_ends_an_answer_is_never_drawn() -> None:
+    model = ByteModel()
+    await complete(model, prompt="a", ignore_eos=True, logit_bias={"5": 1})
+    sampling = model.seen[0].sampling
+    assert sampling.ignore_eos
+    assert sampling.logit_bias == ((5, 1.0), (END, NEVER))
+    assert sampling.defect() == ""
+
+
+async def test_a_vocabulary_of_ends_does_not_outgrow_what_travels() -> None:
+    model = ByteModel()
+    model.vocabulary = msgspec.structs.replace(VOCABULARY, end=frozenset(range(259)))
+    await complete(model, prompt="a", ignore_eos=True, logit_bias={str(token): 1 for token in range(200)})
+    full = {f"{token}": 1 for token in range(259)}
+    await complete(model, prompt="a", ignore_eos=True, logit_bias=full)
+    assert [len(request.sampling.logit_bias) for request in model.seen] == [459, 518]
+    assert all(request.sampling.defect() == "" for request in model.seen)
 
 
 async def test_chat_logprobs_carry_bytes_and_alternatives() -> None:

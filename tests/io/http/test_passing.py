@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -13,44 +12,18 @@ from meshnode.io.http.backend import PassedAnswer, PassedRequest
 from meshnode.io.http.endpoint import build_endpoint
 from meshnode.io.http.passing import answer_here
 from tests.io.http.byte_model import ByteDirectory, ByteModel
+from tests.io.http.mesh import TwoNodes
 from tests.io.http.serving import events, raw_request, serving
 
 HELLO: dict[str, Any] = {"model": "org/byte-model", "messages": [{"role": "user", "content": "hi"}]}
 STREAMED = {**HELLO, "stream": True}
 
 
-class Mesh:
-    """Two nodes of which the second has the head, joined by function calls."""
-
-    def __init__(self) -> None:
-        self.model = ByteModel("Hello.")
-        self.head = ByteDirectory(self.model)
-        self.joiner = ByteDirectory()
-        self.joiner.elsewhere[self.model.id] = self._carry
-        self.requests: list[PassedRequest] = []
-        self.link_breaks_after = -1
-
-    @asynccontextmanager
-    async def _carry(self, request: PassedRequest) -> AsyncIterator[PassedAnswer]:
-        self.requests.append(request)
-        async with answer_here(build_endpoint(self.head).passed, request) as answer:
-            answer.chunks = self._chunks(answer.chunks)
-            yield answer
-
-    async def _chunks(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        count = 0
-        async for chunk in chunks:
-            if count == self.link_breaks_after:
-                raise LinkLost("the other node is gone")
-            count += 1
-            yield chunk
-
-
 @pytest.mark.parametrize("body", [HELLO, STREAMED])
 async def test_a_joiner_gives_the_answer_of_the_head(body: dict[str, Any]) -> None:
-    mesh = Mesh()
+    mesh = TwoNodes()
     async with serving(mesh.joiner) as running, running.client() as client:
-        headers = {"authorization": "Bearer key", "cookie": "a=b"}
+        headers = {"authorization": "Bearer key", "x-api-key": "key", "cookie": "a=b"}
         response = await client.post("/v1/chat/completions", json=body, headers=headers)
     assert (response.status_code, "Hello." in response.text or '"o"' in response.text) == (200, True)
     assert {name for name, _ in mesh.requests[0].headers} <= {"content-type", "accept"}
@@ -59,7 +32,7 @@ async def test_a_joiner_gives_the_answer_of_the_head(body: dict[str, Any]) -> No
 
 
 async def test_status_and_retry_headers_of_the_head_come_back() -> None:
-    mesh = Mesh()
+    mesh = TwoNodes()
     mesh.model.fails_with = StageLost("a stage ended")
     async with serving(mesh.joiner) as running, running.client() as client:
         response = await client.post("/v1/chat/completions", json=HELLO)
@@ -68,7 +41,7 @@ async def test_status_and_retry_headers_of_the_head_come_back() -> None:
 
 
 async def test_a_client_that_leaves_the_joiner_frees_the_lane_of_the_head() -> None:
-    mesh = Mesh()
+    mesh = TwoNodes()
     mesh.model.stall_at = 2
     async with serving(mesh.joiner) as running:
         stream = await raw_request(running.port, STREAMED)
@@ -78,7 +51,7 @@ async def test_a_client_that_leaves_the_joiner_frees_the_lane_of_the_head() -> N
 
 
 async def test_a_link_lost_in_a_stream_is_an_error_event() -> None:
-    mesh = Mesh()
+    mesh = TwoNodes()
     mesh.link_breaks_after = 2
     async with serving(mesh.joiner) as running, running.client() as client:
         response = await client.post("/v1/chat/completions", json=STREAMED)
@@ -90,9 +63,9 @@ async def test_a_link_lost_in_a_stream_is_an_error_event() -> None:
 
 
 async def test_a_request_is_passed_on_only_once() -> None:
-    mesh = Mesh()
+    mesh = TwoNodes()
     mesh.head.served.clear()
-    mesh.head.elsewhere[mesh.model.id] = mesh._carry
+    mesh.head.elsewhere[mesh.model.id] = mesh.carry
     async with serving(mesh.joiner) as running, running.client() as client:
         response = await client.post("/v1/chat/completions", json=HELLO)
     assert (response.status_code, len(mesh.requests)) == (503, 1)
@@ -102,7 +75,7 @@ async def test_shutdown_of_the_joiner_ends_a_passed_stream_with_a_terminal_event
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "FINISH_S", 0.01)
-    mesh = Mesh()
+    mesh = TwoNodes()
     mesh.model.stall_at = 2
     async with serving(mesh.joiner) as running:
         async with await raw_request(running.port, STREAMED) as stream:
@@ -114,7 +87,7 @@ async def test_shutdown_of_the_joiner_ends_a_passed_stream_with_a_terminal_event
     assert mesh.model.lanes == 0
 
 
-async def test_only_generation_is_reached_from_other_nodes() -> None:
+async def test_only_what_is_asked_of_a_model_is_reached_from_other_nodes() -> None:
     passed = build_endpoint(ByteDirectory(ByteModel())).passed
     for method, path in [("GET", "/v1/models"), ("GET", "/api/status"), ("GET", "/health")]:
         async with answer_here(passed, PassedRequest(method, path, (), b"")) as answer:

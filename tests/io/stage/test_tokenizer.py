@@ -40,6 +40,13 @@ async def test_text_goes_to_ids_and_back(model: Path) -> None:
         assert b"".join(map(tokenizer.vocabulary.shown, ids)).decode() == text
 
 
+async def test_tokens_for_filling_in_are_known_where_the_file_names_them(tmp_path: Path, model: Path) -> None:
+    filling = models.build(tmp_path / "filling.gguf", layers=1, fim=(300, 301, 302))
+    async with opened(filling) as tokenizer, opened(model) as without:
+        assert (tokenizer.vocabulary.fim, tokenizer.vocabulary.fills) == ((300, 301, 302), True)
+        assert (without.vocabulary.fim, without.vocabulary.fills) == ((-1, -1, -1), False)
+
+
 async def test_the_vocabulary_says_what_the_file_says(model: Path) -> None:
     async with opened(model) as tokenizer, opened(model) as again:
         vocabulary = tokenizer.vocabulary
