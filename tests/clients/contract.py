@@ -6,7 +6,12 @@ other text has lost or misread some of it.
 
 from __future__ import annotations
 
+import json
 import math
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -14,7 +19,7 @@ import pytest
 
 from meshnode.demo import ANSWERS, EXPECTED_ANSWER, LONG_QUESTION, QUESTION, UNICODE_QUESTION
 from tests.clients.actor import Actor, Refused
-from tests.e2e.nodes import RealMesh, until
+from tests.e2e.nodes import WAIT_S, RealMesh, until
 
 MODEL_ID = "meshnode-demo"
 WORD = ANSWERS[LONG_QUESTION].split()[5]
@@ -44,9 +49,17 @@ def refusal(client: Actor, what: str, **ask: Any) -> Refused:
     return refused.value
 
 
+def health(mesh: RealMesh) -> dict[str, Any]:
+    """Of the node with the head."""
+    return httpx.get(f"{mesh.nodes[0].url}/health", timeout=WAIT_S).json()
+
+
+def rejected(mesh: RealMesh) -> int:
+    return sum(count for name, count in health(mesh).items() if name.startswith("rejected_"))
+
+
 def all_lanes_free(mesh: RealMesh) -> None:
-    health = f"{mesh.nodes[0].url}/health"
-    until("all lanes are free", lambda: httpx.get(health).json()["lanes_busy"] == 0)
+    until("all lanes are free", lambda: health(mesh)["lanes_busy"] == health(mesh)["queued"] == 0)
 
 
 class Models:
@@ -187,6 +200,46 @@ class Choices:
         assert len(set(texts)) > 1
         chunks = client.do("chat_stream", **asked, n=3)
         assert [text_of(chunks, index) for index in range(3)] == texts
+
+
+WAITING = 16
+"""Requests that may wait where four lanes are busy."""
+
+
+@contextmanager
+def every_lane_and_place_taken(mesh: RealMesh) -> Iterator[None]:
+    """By streams that nobody reads, until the block ends."""
+    head = mesh.nodes[0]
+    body = json.dumps({**asking(max_tokens=1900, ignore_eos=True), "stream": True}).encode()
+    length = f"Content-Length: {len(body)}\r\n\r\n".encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with ExitStack() as connections:
+        for _ in range(4 + WAITING):
+            made = socket.create_connection(("127.0.0.1", int(head.url.rpartition(":")[2])), timeout=WAIT_S)
+            connections.enter_context(made)
+            made.sendall(request + length + body)
+        until("the queue is full", lambda: health(mesh)["queued"] == WAITING)
+        yield
+
+
+class Patience:
+    """SDKs that try again by themselves."""
+
+    def test_a_full_queue_is_a_rate_limit(self, client: Actor, mesh: RealMesh) -> None:
+        with every_lane_and_place_taken(mesh):
+            refused = refusal(client, "impatient", **asking(timeout=60))
+        assert "RateLimitError" in refused.kinds, refused
+        assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
+        all_lanes_free(mesh)
+
+    def test_a_request_that_met_a_full_queue_is_tried_again_and_answered(self, client: Actor, mesh: RealMesh) -> None:
+        with ThreadPoolExecutor(1) as elsewhere:
+            with every_lane_and_place_taken(mesh):
+                before = rejected(mesh)
+                asked = elsewhere.submit(client.do, "chat", **asking())
+                until("it was refused once", lambda: rejected(mesh) > before)
+            assert asked.result()["choices"][0]["text"] == EXPECTED_ANSWER
+        all_lanes_free(mesh)
 
 
 class Logprobs:

@@ -28,6 +28,7 @@ class Everything(
     contract.Chat,
     contract.Chunks,
     contract.Choices,
+    contract.Patience,
     contract.Logprobs,
     contract.StreamedLogprobs,
     contract.LegacyRoute,
