@@ -86,8 +86,9 @@ class PromptTooLong(RequestError):
 
     def __init__(self, prompt_tokens: int, context_tokens: int) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, the context holds {context_tokens}"
-            " (one must stay free for the answer)"
+            # LiteLLM and LangChain know by the first words of this message that another model may take the prompt.
+            f"Input tokens exceed the configured limit of {context_tokens} tokens: the prompt has {prompt_tokens},"
+            " and one must stay free for the answer"
         )
         self.prompt_tokens = prompt_tokens
         self.context_tokens = context_tokens

@@ -22,6 +22,8 @@ import platformdirs
 from meshnode.app.api_keys import FAR_KEY_CHARACTERS, MAKE_ONE, parse_keys, parse_origins, read_keys
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES
 from meshnode.errors import ConfigError
+from meshnode.io.transport.addresses import split_address
+from meshnode.wire.limits import ADDRESSES
 
 MESH_PORT = 8420
 API_PORT = 8421
@@ -267,10 +269,16 @@ def _check_hosts(settings: Settings) -> None:
             raise ConfigError(
                 f"{flag} {host!r} is not an IP address", hint="write for instance 127.0.0.1 or 192.168.1.20"
             )
+    if len(settings.advertise) > ADDRESSES:
+        # Peers refuse an announcement with more as impossible.
+        raise ConfigError(
+            f"--advertise has {len(settings.advertise)} addresses", hint=f"name the {ADDRESSES} that others reach best"
+        )
     for place in settings.advertise:
-        host, _, port = place.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ConfigError(f"--advertise {place!r} is not host:port")
+        try:
+            split_address(place)
+        except ConfigError as error:
+            raise ConfigError(f"--advertise: {error}", hint=error.hint) from None
 
 
 def _check_access(settings: Settings) -> None:

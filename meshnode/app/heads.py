@@ -6,6 +6,7 @@ does not; every head that was opened is reported once as opened or failed, and o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshnode import __version__
 from meshnode.app.hops import HopSeats
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
@@ -72,6 +74,13 @@ class ServedRun:
     def vocabulary(self) -> Vocabulary:
         """What tokens say."""
         return self.model.vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model's bytes, the version, and where the layers are cut."""
+        cuts = tuple(stage.first for stage in self.claim.stages)
+        spread = (self.claim.manifest_digest, __version__, cuts, self.claim.options.kv_type)
+        return "fp_" + hashlib.sha256(repr(spread).encode()).hexdigest()[:12]
 
     async def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         """Token ids of `text`."""

@@ -27,7 +27,11 @@ PIECE: Final = REQUEST_FRAME // 2
 ANSWER_S: Final = 900.0
 """Until the answer begins: a non-streamed answer begins when it is complete."""
 ASKED_S: Final = 60.0
-"""For a whole request: 32 MiB at 5 Mbit/s, the slowest Wi-Fi; a peer that stalls must not keep its stream."""
+"""For a whole request, on both sides: 32 MiB at 5 Mbit/s, the slowest Wi-Fi; a peer that stalls must not keep its
+stream."""
+PIECE_S: Final = 60.0
+"""Between two pieces of an answer that has begun: a stream pings every 10 s, and any other is complete by then. A
+frozen process keeps its connections alive and says nothing."""
 HEADER_CHARACTERS: Final = 4096
 """Of one header or path: half of what HTTP servers take for a whole line."""
 HEADERS: Final = 32
@@ -72,9 +76,14 @@ async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedA
     try:
         headers = tuple(pair for pair in request.headers if all(map(_is_plain, pair)))
         asked = Asked(request.method, request.path, headers, len(request.body))
-        await stream.send_frame(msgspec.msgpack.encode(asked))
-        for at in range(0, len(request.body), PIECE):
-            await stream.send_frame(request.body[at : at + PIECE])
+        taken = False
+        with trio.move_on_after(ASKED_S):
+            await stream.send_frame(msgspec.msgpack.encode(asked))
+            for at in range(0, len(request.body), PIECE):
+                await stream.send_frame(request.body[at : at + PIECE])
+            taken = True
+        if not taken:
+            raise LinkLost("the node that serves this model did not take the request in time")
         begun: Answering | None = None
         with trio.move_on_after(ANSWER_S):
             begun = _decode(await stream.receive_frame(), Answering)
@@ -143,7 +152,14 @@ async def _cancel_when_gone(stream: Stream, scope: trio.CancelScope) -> None:
 
 
 async def _pieces(stream: Stream) -> AsyncIterator[bytes]:
-    while piece := await stream.receive_frame():
+    while True:
+        piece: bytes | None = None
+        with trio.move_on_after(PIECE_S):
+            piece = await stream.receive_frame()
+        if piece is None:
+            raise LinkLost("the node that serves this model fell silent in the middle of an answer")
+        if not piece:
+            return
         yield piece
 
 

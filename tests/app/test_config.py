@@ -98,6 +98,8 @@ def test_a_bad_value_names_the_place_it_came_from(tmp_path: Path) -> None:
         {"api_host": "192.168.1.9"},
         {"advertise": ("nohost",)},
         {"advertise": ("host:0",)},
+        {"advertise": ("2001:db8::5:8420",)},
+        {"advertise": tuple(f"10.0.0.{number}:8420" for number in range(9))},
         {"name": "x" * 64},
         {"name": "bell\a"},
         {"lanes": 0},

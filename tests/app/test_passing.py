@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from meshnode.app.passing import ANSWER_S, ASKED_S, PIECE, Answering, Asked, answer, ask
+from meshnode.app.passing import ANSWER_S, ASKED_S, PIECE, PIECE_S, Answering, Asked, answer, ask
 from meshnode.errors import LinkLost, PeerError
 from meshnode.io.http.backend import PassedRequest
 from meshnode.io.http.endpoint import build_endpoint
@@ -226,6 +226,55 @@ async def test_a_head_that_never_answers_is_given_up(head: Head, nursery: trio.N
         await waiting.wait()
         await wait_all_tasks_blocked()
         mock_clock.jump(ANSWER_S)
+
+
+async def test_a_head_that_falls_silent_in_its_answer_is_given_up(
+    head: Head, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    other, begun = Member(head.member.credentials), trio.Event()
+
+    async def frozen(stream: Stream) -> None:
+        await stream.receive_frame()
+        await stream.send_frame(msgspec.msgpack.encode(Answering(200, ())))
+        await stream.send_frame(b"first")
+        await trio.sleep_forever()
+
+    async def asking() -> None:
+        async with ask(stream, request()) as answered:
+            assert await anext(answered.chunks) == b"first"
+            begun.set()
+            with pytest.raises(LinkLost, match="fell silent"):
+                await anext(answered.chunks)
+
+    await other.listen(nursery, frozen)
+    stream = await head.asker.dial(other, StreamClass.REQUEST)
+    async with trio.open_nursery() as both:
+        both.start_soon(asking)
+        await begun.wait()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(PIECE_S)
+
+
+async def test_a_head_that_does_not_take_the_request_is_given_up(
+    head: Head, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """32 MiB do not fit into what lies between two nodes, so an asker is held as long as nobody reads."""
+    other = Member(head.member.credentials)
+
+    async def frozen(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async def asking() -> None:
+        with pytest.raises(LinkLost, match="did not take the request"):
+            async with ask(stream, PassedRequest("POST", "/v1/completions", JSON, b" " * REQUEST_BODY)):
+                pass
+
+    await other.listen(nursery, frozen)
+    stream = await head.asker.dial(other, StreamClass.REQUEST)
+    async with trio.open_nursery() as both:
+        both.start_soon(asking)
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(ASKED_S)
 
 
 def test_what_begins_an_answer_says_a_status_that_http_has() -> None:

@@ -16,10 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from meshnode.core.serving.request import Generation
-from meshnode.core.serving.thoughts import Thinking
 from meshnode.errors import MeshError, Unavailable
 from meshnode.io.http.backend import ServedModel
-from meshnode.io.http.choice import Choice, Delta
+from meshnode.io.http.choice import PLAIN, Choice, Delta, Reading
 from meshnode.io.http.failure import Dialect, failure_of
 from meshnode.io.http.meter import ModelMeter, Timing
 from meshnode.io.http.shapes import Shape, usage
@@ -77,8 +76,7 @@ class Job(msgspec.Struct, frozen=True):
     stops: tuple[str, ...]
     stream: bool
     prompt_tokens: int
-    thinking: Thinking | None = None
-    """How its answers mark their thoughts; None: they are not told from what is said."""
+    reading: Reading = PLAIN
 
 
 class Answer(Response):
@@ -92,7 +90,7 @@ class Answer(Response):
         self._job = job
         self._shape = shape
         self._draining = draining
-        self._choices = [Choice(i, model.vocabulary, job.stops, job.thinking) for i in range(len(job.generations))]
+        self._choices = [Choice(i, model.vocabulary, job.stops, job.reading) for i in range(len(job.generations))]
         self._limiter = trio.CapacityLimiter(GENERATIONS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,7 +121,7 @@ class Answer(Response):
                 async for sampled in tokens:
                     timing.token(trio.current_time())
                     delta = choice.feed(sampled)
-                    if delta.text or delta.thought or delta.tokens or delta.finish:
+                    if delta.text or delta.thought or delta.calls or delta.tokens or delta.finish:
                         await into.send(delta)
                     if delta.finish:
                         timing.ended(delta.finish)

@@ -57,6 +57,11 @@ class ServedModel(Generator, Protocol):
         """What the model's tokens say."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """A word for its weights and how they are spread: answers to one seed may differ where it does."""
+        ...
+
     def statistics(self) -> Statistics:
         """Lanes, queue and cells of its head, now."""
         ...

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from meshnode.core.serving.calls import TAGS, Call, CallSplitter, Format
 from meshnode.core.serving.request import Sampled
 from meshnode.core.serving.text import Detokenizer, StopStrings, Vocabulary
 from meshnode.core.serving.thoughts import Thinking, ThoughtSplitter
@@ -24,7 +25,7 @@ class Spoken(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What one more token added to choice `index`. `finish` is set on the last one: "stop" or "length"."""
+    """What one more token added to choice `index`. `finish` is set on the last one: stop, length or tool_calls."""
 
     index: int
     text: str
@@ -34,19 +35,38 @@ class Delta(msgspec.Struct, frozen=True):
     """What the model thought before it spoke; it comes before `text`."""
     stop: str = ""
     """The stop string that ended it, with `finish`."""
+    calls: tuple[Call, ...] = ()
+    """Tool calls that are whole now; they come after `text`."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What besides text is looked for in an answer; None: it is text."""
+
+    thinking: Thinking | None = None
+    calling: Format | None = None
+    tools: frozenset[str] = frozenset()
+    """Names that may be called."""
+    one_call: bool = False
+    """The answer ends with its first call."""
+
+
+PLAIN = Reading()
 
 
 class Choice:
     """Follows one generation; `generated` counts its tokens, the ending one included, `thought` those of a thought."""
 
     def __init__(
-        self, index: int, vocabulary: Vocabulary, stops: Sequence[str], thinking: Thinking | None = None
+        self, index: int, vocabulary: Vocabulary, stops: Sequence[str], reading: Reading = PLAIN
     ) -> None:
         self.index = index
         self.generated = 0
         self.thought = 0
-        self._splitter = None if thinking is None else ThoughtSplitter(thinking)
-        self._tags = frozenset() if thinking is None else thinking.tags
+        self._thoughts = None if reading.thinking is None else ThoughtSplitter(reading.thinking)
+        self._calls = None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
+        self._one_call = reading.one_call
+        self._tags = frozenset() if reading.thinking is None else reading.thinking.tags
+        self._tags |= frozenset() if reading.calling is None else TAGS
         self._vocabulary = vocabulary
         self._detokenizer = Detokenizer()
         self._stops = StopStrings(stops)
@@ -57,7 +77,7 @@ class Choice:
     def feed(self, sampled: Sampled) -> Delta:
         """The visible effect of one more token; after a `finish` nothing may follow."""
         self.generated += 1
-        self.thought += self._splitter is not None and self._splitter.in_thought
+        self.thought += self._thoughts is not None and self._thoughts.in_thought
         if sampled.finish == "stop":
             return self._last("", "stop")
         self._waiting.append(Spoken(sampled, self._decoded))
@@ -74,11 +94,29 @@ class Choice:
         return written if written in self._tags else self._vocabulary.shown(token)
 
     def _delta(self, shown: str, tokens: tuple[Spoken, ...], finish: str = "") -> Delta:
-        thought, text = ("", shown) if self._splitter is None else self._splitter.feed(shown)
-        if finish and self._splitter is not None:
-            last_thought, last_text = self._splitter.finish()
+        thought, text = self._split(shown, bool(finish))
+        calls: list[Call] = []
+        if self._calls is not None:
+            text, calls = self._calls.feed(text)
+            if self._one_call and calls:
+                calls, finish = calls[:1], "stop"
+            elif finish:
+                rest, last = self._calls.finish()
+                text, calls = text + rest, calls + last
+                calls = calls[:1] if self._one_call else calls
+            if finish == "stop" and self._calls.calls:
+                finish = "tool_calls"
+        return Delta(self.index, text, tokens, finish, thought, self._stops.found, tuple(calls))
+
+    def _split(self, shown: str, last: bool) -> tuple[str, str]:
+        """Thought and text."""
+        if self._thoughts is None:
+            return "", shown
+        thought, text = self._thoughts.feed(shown)
+        if last:
+            last_thought, last_text = self._thoughts.finish()
             thought, text = thought + last_thought, text + last_text
-        return Delta(self.index, text, tokens, finish, thought, self._stops.found)
+        return thought, text
 
     def _last(self, shown: str, finish: str) -> Delta:
         shown += "" if self._stops.stopped else self._stops.feed(self._detokenizer.finish())

@@ -13,16 +13,17 @@ import msgspec
 
 from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS, Conversation
 from meshnode.errors import InvalidRequest
+from meshnode.io.http.turns import Message, Tool, check_tools, turn_of
 from meshnode.wire.sampling import MAX_TOP, Sampling
 
 CHOICES: Final = 128
 """Choices of one request, prompts x n: OpenAI's bound for `n`."""
 MESSAGES: Final = 4096
 """Messages of one chat: agents send some hundreds."""
-ROLE_CHARACTERS: Final = 64
-"""Templates know system, user, assistant, tool and a few of their own."""
 NEVER: Final = -1e9
 """A bias under which no token is drawn: llama.cpp's minus infinity, as a number that travels."""
+BEST_ONLY: Final = 1e-9
+"""What OpenAI's smallest `top_p`, 0, means: of the most likely tokens the first reaches it."""
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """OpenAI's default of the legacy route."""
 
@@ -84,7 +85,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         if self.grammar is not None or self.json_schema is not None:
             raise InvalidRequest("constrained output is not supported", "grammar" if self.grammar else "json_schema")
         given = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p,
+            "temperature": self.temperature, "top_p": self.top_p or (BEST_ONLY if self.top_p == 0 else None), "top_k": self.top_k, "min_p": self.min_p,
             "typical_p": self.typical_p, "repeat_penalty": self.repeat_penalty,
             "penalty_window": self.repeat_last_n, "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty, "ignore_eos": self.ignore_eos,
@@ -112,48 +113,40 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         return tuple((token, NEVER if bias is False else bias) for token, bias in biases)
 
 
-class ContentPart(msgspec.Struct, frozen=True):
-    """One part of a message; only text is understood."""
-
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One turn of the conversation."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[Any] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-
-
 class Conversing(SamplingFields, frozen=True, kw_only=True):
     """Fields of every route that turns messages into a prompt."""
 
     messages: list[Message] | None = None
-    tools: list[Any] | None = None
+    tools: list[Tool] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     """Whether the prompt ends with the beginning of the answer."""
     reasoning_effort: str | None = None
 
-    def refuse_tools(self) -> None:
-        """InvalidRequest for what would otherwise be silently dropped."""
-        if (self.tools and self.tool_choice != "none") or self.functions:
-            raise InvalidRequest("tool calls are not supported", "tools" if self.tools else "functions")
+    def callable_tools(self) -> list[Tool]:
+        """Those that may be called. InvalidRequest for what could not be kept to."""
+        if self.functions:
+            raise InvalidRequest("functions is not supported; tools took its place", "functions")
+        check_tools(self.tools or [])
+        if self.tool_choice == "none":
+            return []
+        if self.tool_choice not in (None, "auto"):
+            why = "calls cannot be enforced yet; use auto or none"
+            raise InvalidRequest(f"this tool_choice is not supported: {why}", "tool_choice")
+        return self.tools or []
 
     def as_conversation(self) -> Conversation:
         """Messages as templates expect them: content as one text, developer as system."""
         messages = self.messages or []
         if not 1 <= len(messages) <= MESSAGES:
             raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
-        turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(messages))
+        turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages))
         variables = dict(self.chat_template_kwargs or {})
+        if tools := self.callable_tools():
+            variables["tools"] = [tool.shown() for tool in tools]
         if self.add_generation_prompt is not None:
             variables["add_generation_prompt"] = self.add_generation_prompt
         if self.reasoning_effort is not None:
@@ -181,7 +174,7 @@ class ChatRequest(Conversing, frozen=True, kw_only=True):
 
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
-        self.refuse_tools()
+        self.callable_tools()
         if self.response_format is not None and self.response_format.type != "text":
             raise InvalidRequest("only response_format `text` is supported", "response_format")
 
@@ -251,21 +244,3 @@ def _limit(given: int | None, name: str, default: int | None) -> int | None:
     if given < 1:
         raise InvalidRequest(f"{name} must be at least 1", name)
     return given
-
-
-def _turn(message: Message, place: str) -> dict[str, Any]:
-    if not 1 <= len(message.role) <= ROLE_CHARACTERS:
-        raise InvalidRequest(f"role must have between 1 and {ROLE_CHARACTERS} characters", f"{place}.role")
-    if message.tool_calls:
-        raise InvalidRequest("tool calls are not supported", f"{place}.tool_calls")
-    content = message.content
-    if isinstance(content, list):
-        for part in content:
-            if part.type != "text" or part.text is None:
-                raise InvalidRequest(
-                    f"content of type `{part.type[:32]}` is not supported, only `text`", f"{place}.content"
-                )
-        content = "\n".join(part.text or "" for part in content)
-    turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    more = {name: getattr(message, name) for name in ("name", "tool_call_id", "reasoning_content")}
-    return {**turn, **{name: value for name, value in more.items() if value is not None}}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from starlette.responses import Response
 
+from meshnode.core.serving.calls import format_of
 from meshnode.core.serving.request import Generation
 from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import thinking_of
@@ -14,6 +15,7 @@ from meshnode.errors import InvalidRequest, PromptTooLong
 from meshnode.io.http.answer import Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
+from meshnode.io.http.choice import PLAIN, Reading
 from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, NEVER, ChatRequest, CompletionRequest
 from meshnode.io.http.meter import Meter
 from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids, shown_text
@@ -31,7 +33,7 @@ class GenerationRoutes:
     async def chat(self, model: ServedModel, body: bytes) -> Response:
         """POST chat/completions."""
         asked = decode(body, ChatRequest)
-        shape = ChatShape(model.id, model.vocabulary, bool(asked.logprobs), asked.with_usage())
+        shape = ChatShape(model, bool(asked.logprobs), asked.with_usage())
         return await self.converse(model, asked, lambda prompt_tokens: shape)
 
     async def converse(
@@ -39,7 +41,8 @@ class GenerationRoutes:
     ) -> Response:
         """The answer to a chat, written as `shape_of` (tokens of the prompt) says."""
         asked.refuse_unsupported()
-        sampling, splits = asked.sampling(asked.alternatives()), asked.splits_thoughts()
+        sampling = asked.sampling(asked.alternatives())
+        reading = _reading(asked, model.vocabulary)
         count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
         text, prompt = await chat_prompt(model, asked.as_conversation())
         shape = shape_of(len(prompt))
@@ -48,7 +51,7 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
-            thinking=thinking_of(model.vocabulary.chat_template, text) if splits else None,
+            reading=_with_thoughts(reading, asked, model.vocabulary, text),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
@@ -64,7 +67,7 @@ class GenerationRoutes:
         if asked.suffix:
             prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
             each = [ids for ids in prompts for _ in range(count)]
-        shape = CompletionShape(model.id, model.vocabulary, asked, echoes)
+        shape = CompletionShape(model, asked, echoes)
         job = Job(
             generations=_generations(model, shape, each, count, limit, sampling),
             stops=stops,
@@ -103,6 +106,23 @@ def _generations(
             )
         )
     return tuple(generations)
+
+
+def _reading(asked: ChatRequest, vocabulary: Vocabulary) -> Reading:
+    """What calls look like. InvalidRequest for tools where the model knows none."""
+    tools = asked.callable_tools()
+    if not tools:
+        return PLAIN
+    known = format_of(vocabulary.chat_template)
+    if known is None:
+        raise InvalidRequest("the chat template of this model has no tools, or in a form not known here", "tools")
+    names = frozenset(tool.function.name for tool in tools)
+    return Reading(None, known, names, asked.parallel_tool_calls is False)
+
+
+def _with_thoughts(reading: Reading, asked: ChatRequest, vocabulary: Vocabulary, prompt: str) -> Reading:
+    thinking = thinking_of(vocabulary.chat_template, prompt) if asked.splits_thoughts() else None
+    return msgspec.structs.replace(reading, thinking=thinking)
 
 
 def _endless(sampling: Sampling, vocabulary: Vocabulary) -> Sampling:

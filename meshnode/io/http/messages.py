@@ -1,10 +1,11 @@
 """POST messages: Anthropic's route, as a chat.
 
-Invariant: whatever would need a tool, a document or a picture is refused and never dropped.
+Invariant: whatever would need a tool of the server, a document or a picture is refused and never dropped.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,16 +13,18 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
+from meshnode.core.serving.calls import Call
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.answer import json_response
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.choice import Delta
 from meshnode.io.http.failure import Dialect
-from meshnode.io.http.fields import MESSAGES, ChatRequest, Message
+from meshnode.io.http.fields import MESSAGES, ChatRequest
 from meshnode.io.http.generation import GenerationRoutes
 from meshnode.io.http.prompt import chat_prompt
-from meshnode.io.http.shapes import Json
+from meshnode.io.http.shapes import Json, call_id
+from meshnode.io.http.turns import CalledFunction, Function, MadeCall, Message, Tool
 
 HIDDEN: Final = frozenset({"thinking", "redacted_thinking"})
 """Blocks of earlier answers that are not what was said."""
@@ -33,6 +36,29 @@ class Block(msgspec.Struct, frozen=True):
     type: str
     text: str | None = None
     thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    """Of a `tool_use`."""
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    """Of a `tool_result`."""
+
+
+class OfferedTool(msgspec.Struct, frozen=True):
+    """A tool, in the words of this route; those that Anthropic runs itself have another type."""
+
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str = "custom"
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """Whether tools are called."""
+
+    type: str = "auto"
+    disable_parallel_tool_use: bool | None = None
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -53,20 +79,32 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     messages: list[Turn]
     system: str | list[Block] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[OfferedTool] | None = None
+    tool_choice: ToolChoice | None = None
     thinking: ThinkingOptions | None = None
 
     def as_chat(self) -> ChatRequest:
         """The same as a chat, without what only generating needs."""
-        if self.tools and not (isinstance(self.tool_choice, dict) and self.tool_choice.get("type") == "none"):
-            raise InvalidRequest("tool calls are not supported", "tools")
         if not 1 <= len(self.messages) <= MESSAGES:
             raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
         head = [Message("system", _said(self.system, "system"))] if self.system else []
-        turns = [_turn(turn, f"messages[{number}]") for number, turn in enumerate(self.messages)]
-        switch = {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
-        return ChatRequest(messages=[*head, *turns], chat_template_kwargs=switch)
+        turns = [each for number, turn in enumerate(self.messages) for each in _turns(turn, f"messages[{number}]")]
+        choice = self.tool_choice or ToolChoice()
+        return ChatRequest(
+            messages=[*head, *turns],
+            chat_template_kwargs=(
+                {} if self.thinking is None else {"enable_thinking": self.thinking.type != "disabled"}
+            ),
+            tools=[
+                Tool(
+                    Function(tool.name, tool.description, tool.input_schema),
+                    "function" if tool.type == "custom" else tool.type,
+                )
+                for tool in self.tools or ()
+            ],
+            tool_choice=choice.type,
+            parallel_tool_calls=not choice.disable_parallel_tool_use,
+        )
 
 
 class MessagesRequest(CountRequest, frozen=True, kw_only=True):
@@ -137,6 +175,8 @@ class MessagesShape:
                 events += self._begin(kind)
                 self._blocks[-1][kind] += text
                 events.append(self._delta({"type": f"{kind}_delta", kind: text}))
+        for call in delta.calls:
+            events += [*self._end(), *self._call(call)]
         if delta.finish:
             # Clients read the first block unasked.
             events += self._begin("text") if not self._blocks else []
@@ -173,6 +213,14 @@ class MessagesShape:
         self._open = ""
         return [{"type": "content_block_stop", "index": len(self._blocks) - 1}]
 
+    def _call(self, call: Call) -> list[Json]:
+        """A call is whole when it comes; clients still expect its input after its name."""
+        block: Json = {"type": "tool_use", "id": call_id("toolu"), "name": call.name, "input": {}}
+        self._blocks.append({**block, "input": json.loads(call.arguments)})
+        self._open = "tool_use"
+        begun = {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": block}
+        return [begun, self._delta({"type": "input_json_delta", "partial_json": call.arguments}), *self._end()]
+
     def _delta(self, delta: Json) -> Json:
         return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta}
 
@@ -184,17 +232,25 @@ class MessagesShape:
         assert self._last is not None, "asked after the last delta"
         if self._last.stop:
             return {"stop_reason": "stop_sequence", "stop_sequence": self._last.stop}
-        reason = "max_tokens" if self._last.finish == "length" else "end_turn"
-        return {"stop_reason": reason, "stop_sequence": None}
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+        return {"stop_reason": reasons.get(self._last.finish, "end_turn"), "stop_sequence": None}
 
 
-def _turn(turn: Turn, place: str) -> Message:
+def _turns(turn: Turn, place: str) -> list[Message]:
+    """Results of tools are turns of their own in a chat, before what the user says with them."""
     if turn.role not in ("user", "assistant", "system"):
         raise InvalidRequest("role is one of user, assistant", f"{place}.role")
-    thought = None
-    if not isinstance(turn.content, str):
-        thought = "".join(block.thinking or "" for block in turn.content) or None
-    return Message(turn.role, _said(turn.content, f"{place}.content"), reasoning_content=thought)
+    if isinstance(turn.content, str):
+        return [Message(turn.role, turn.content)]
+    place = f"{place}.content"
+    results = [block for block in turn.content if block.type == "tool_result"]
+    calls = [block for block in turn.content if block.type == "tool_use"]
+    rest = [block for block in turn.content if block.type not in ("tool_result", "tool_use")]
+    made = [MadeCall(CalledFunction(call.name or "", json.dumps(call.input or {})), call.id) for call in calls]
+    thought = "".join(block.thinking or "" for block in rest) or None
+    said = Message(turn.role, _said(rest, place), tool_calls=made or None, reasoning_content=thought)
+    given = [Message("tool", _said(block.content, place), tool_call_id=block.tool_use_id or "") for block in results]
+    return [*given, said] if rest or made else given
 
 
 def _said(content: str | list[Block] | None, place: str) -> str:

@@ -13,26 +13,42 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
+from meshnode.core.serving.calls import Call
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.answer import json_response
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.choice import Delta
 from meshnode.io.http.failure import Dialect
-from meshnode.io.http.fields import MESSAGES, ChatRequest, ContentPart, Message
+from meshnode.io.http.fields import MESSAGES, ChatRequest
 from meshnode.io.http.generation import GenerationRoutes
 from meshnode.io.http.prompt import chat_prompt
-from meshnode.io.http.shapes import Json
+from meshnode.io.http.shapes import Json, call_id
+from meshnode.io.http.turns import CalledFunction, ContentPart, Function, MadeCall, Message, Tool
 
-TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text"})
+TEXT_PARTS: Final = frozenset({"input_text", "output_text", "text", "reasoning_text"})
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One entry of `input`: a message, or a thought of an earlier answer."""
+    """One entry of `input`: a message, or a thought or a call of an earlier answer, or what a call gave."""
 
     type: str = "message"
     role: str | None = None
     content: str | list[ContentPart] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[ContentPart] | None = None
+
+
+class FlatTool(msgspec.Struct, frozen=True):
+    """A tool, in the words of this route."""
+
+    type: str = "function"
+    name: str = ""
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class TextFormat(msgspec.Struct, frozen=True):
@@ -65,8 +81,9 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    tools: list[Any] | None = None
+    tools: list[FlatTool] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     top_logprobs: int | None = None
     previous_response_id: str | None = None
     conversation: Any = None
@@ -79,8 +96,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
             if getattr(self, name):
                 why = "nothing is kept between requests: send the whole conversation as `input`"
                 raise InvalidRequest(f"{name} is not supported; {why}", name)
-        if self.tools and self.tool_choice != "none":
-            raise InvalidRequest("tool calls are not supported", "tools")
         if self.top_logprobs:
             raise InvalidRequest("top_logprobs is not supported here; chat/completions has it", "top_logprobs")
         if self.text is not None and self.text.format is not None and self.text.format.type != "text":
@@ -93,6 +108,12 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
             seed=self.seed,
             stream=self.stream,
             reasoning_effort=self.reasoning.effort if self.reasoning is not None else None,
+            tools=[
+                Tool(Function(tool.name, tool.description, tool.parameters, tool.strict), tool.type)
+                for tool in self.tools or ()
+            ],
+            tool_choice=self.tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
         )
 
     def _messages(self) -> list[Message]:
@@ -104,12 +125,17 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
         turns: list[Message] = []
         thought: str | None = None
         for number, item in enumerate(self.input):
-            text = _text(item, f"input[{number}]")
             if item.type == "reasoning":
-                thought = text or None
+                thought = _text(item.content, f"input[{number}].content") or None
+                continue
+            turn = _turn(item, f"input[{number}]", thought)
+            thought = None
+            if turn.tool_calls and turns and turns[-1].role == "assistant":
+                # A call belongs to the answer that it is part of.
+                calls = [*(turns[-1].tool_calls or ()), *turn.tool_calls]
+                turns[-1] = msgspec.structs.replace(turns[-1], tool_calls=calls)
             else:
-                turns.append(Message(item.role or "user", text, reasoning_content=thought))
-                thought = None
+                turns.append(turn)
         return [*head, *turns]
 
 
@@ -162,6 +188,8 @@ class ResponsesShape:
                 events += self._begin(kind)
                 self._part()["text"] += text
                 events.append(self._event(f"{_WORDS[kind]}.delta", **self._place(), delta=text, **_logprobs(kind)))
+        for call in delta.calls:
+            events += [*self._end(), *self._call(call)]
         if delta.finish:
             events += self._begin("message") if not self._items else []
             events += self._end(_status(delta.finish))
@@ -202,6 +230,21 @@ class ResponsesShape:
             events.append(self._event("response.content_part.done", **self._place(), part=part))
         return [*events, self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)]
 
+    def _call(self, call: Call) -> list[Json]:
+        """A call is whole when it comes; clients still expect it piece by piece."""
+        item = {"type": "function_call", "id": call_id("fc"), "call_id": call_id("call"), "name": call.name}
+        place = {"item_id": item["id"], "output_index": len(self._items)}
+        done = {**item, "arguments": call.arguments, "status": "completed"}
+        begun = {**item, "arguments": "", "status": "in_progress"}
+        self._items.append(done)
+        event = "response.function_call_arguments"
+        return [
+            self._event("response.output_item.added", output_index=place["output_index"], item=begun),
+            self._event(f"{event}.delta", **place, delta=call.arguments),
+            self._event(f"{event}.done", **place, arguments=call.arguments, name=call.name),
+            self._event("response.output_item.done", output_index=place["output_index"], item=done),
+        ]
+
     def _part(self) -> Json:
         part: Json = self._items[-1]["content"][0]
         return part
@@ -227,14 +270,14 @@ class ResponsesShape:
             "metadata": {},
             "model": self._model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning is not None else None, "summary": None},
             "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": asked.tools or [],
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
             "usage": _usage(counts) if counts is not None else None,
@@ -244,16 +287,26 @@ class ResponsesShape:
 _WORDS: Final = {"reasoning": "response.reasoning_text", "message": "response.output_text"}
 
 
-def _text(item: Item, place: str) -> str:
-    if item.type not in ("message", "reasoning"):
-        raise InvalidRequest(f"an item of type `{item.type[:32]}` is not supported", f"{place}.type")
-    if isinstance(item.content, str) or item.content is None:
-        return item.content or ""
-    for part in item.content:
-        known = TEXT_PARTS if item.type == "message" else {"reasoning_text"}
-        if part.type not in known or part.text is None:
-            raise InvalidRequest(f"content of type `{part.type[:32]}` is not supported, only text", f"{place}.content")
-    return "\n".join(part.text or "" for part in item.content)
+def _turn(item: Item, place: str, thought: str | None) -> Message:
+    match item.type:
+        case "message":
+            text = _text(item.content, f"{place}.content")
+            return Message(item.role or "user", text, reasoning_content=thought)
+        case "function_call":
+            made = MadeCall(CalledFunction(item.name or "", item.arguments or "{}"), item.call_id)
+            return Message("assistant", None, tool_calls=[made], reasoning_content=thought)
+        case "function_call_output":
+            return Message("tool", _text(item.output, f"{place}.output"), tool_call_id=item.call_id or "")
+    raise InvalidRequest(f"an item of type `{item.type[:32]}` is not supported", f"{place}.type")
+
+
+def _text(content: str | list[ContentPart] | None, place: str) -> str:
+    if isinstance(content, str) or content is None:
+        return content or ""
+    for part in content:
+        if part.type not in TEXT_PARTS or part.text is None:
+            raise InvalidRequest(f"content of type `{part.type[:32]}` is not supported, only text", place)
+    return "\n".join(part.text or "" for part in content)
 
 
 def _item(kind: str) -> Json:

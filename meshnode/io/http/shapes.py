@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from meshnode.core.serving.text import Vocabulary
+from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Delta, Spoken
 from meshnode.io.http.failure import Dialect
 from meshnode.io.http.fields import CompletionRequest
@@ -27,6 +28,11 @@ def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int) -> Js
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": thought_tokens},
     }
+
+
+def call_id(family: str) -> str:
+    """A name for one tool call, by which its result comes back."""
+    return f"{family}_{secrets.token_hex(12)}"
 
 
 class Shape(Protocol):
@@ -56,16 +62,17 @@ class Shape(Protocol):
 class _Envelope:
     dialect = Dialect.CHAT
 
-    def __init__(self, prefix: str, kind: str, model: str, vocabulary: Vocabulary) -> None:
+    def __init__(self, prefix: str, kind: str, model: ServedModel) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
         self._kind = kind
-        self._model = model
-        self._vocabulary = vocabulary
+        self._model = model.id
+        self._fingerprint = model.fingerprint
+        self._vocabulary = model.vocabulary
         self._created = int(time.time())
 
     def _wrap(self, choices: list[Json], kind: str, **more: Any) -> Json:
         head = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
-        return {**head, "choices": choices, **more}
+        return {**head, "system_fingerprint": self._fingerprint, "choices": choices, **more}
 
     def _text_of(self, token: int) -> str:
         """A key for the token: part of a character is spelled as OpenAI does, `bytes:\\xc3`, to stay distinct."""
@@ -79,10 +86,11 @@ class _Envelope:
 class ChatShape(_Envelope):
     """chat.completion and chat.completion.chunk."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, with_logprobs: bool, with_usage: bool) -> None:
-        super().__init__("chatcmpl", "chat.completion", model, vocabulary)
+    def __init__(self, model: ServedModel, with_logprobs: bool, with_usage: bool) -> None:
+        super().__init__("chatcmpl", "chat.completion", model)
         self._with_logprobs = with_logprobs
         self._with_usage = with_usage
+        self._calls: Counter[int] = Counter()
         self._more: Json = {"usage": None} if with_usage else {}
 
     def opening(self, index: int) -> list[Json]:
@@ -96,6 +104,12 @@ class ChatShape(_Envelope):
             chunks.append(self._chunk(delta.index, {"reasoning_content": delta.thought}, None, None))
         if delta.text or (self._with_logprobs and delta.tokens):
             chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
+        for call in self._called(delta):
+            # The arguments are whole already; clients still expect them after the name.
+            function = call["function"]
+            named = {**call, "function": {"name": function["name"], "arguments": ""}}
+            told = {"index": call["index"], "function": {"arguments": function["arguments"]}}
+            chunks += [self._chunk(delta.index, {"tool_calls": [part]}, None, None) for part in (named, told)]
         if delta.finish:
             chunks.append(self._chunk(delta.index, {}, None, delta.finish))
         return chunks
@@ -109,13 +123,34 @@ class ChatShape(_Envelope):
         answers = [
             {
                 "index": index,
-                "message": _message(deltas),
+                "message": self._message(deltas),
                 "logprobs": self._logprobs([token for delta in deltas for token in delta.tokens]),
                 "finish_reason": deltas[-1].finish,
             }
             for index, deltas in enumerate(choices)
         ]
         return self._wrap(answers, "chat.completion", usage=counts)
+
+    def _message(self, deltas: Sequence[Delta]) -> Json:
+        text, thought = ("".join(getattr(delta, part) for delta in deltas) for part in ("text", "thought"))
+        calls = [call for delta in deltas for call in self._called(delta)]
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if thought:
+            message["reasoning_content"] = thought
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+        return message
+
+    def _called(self, delta: Delta) -> list[Json]:
+        """Its calls, counted by choice."""
+        made = []
+        for call in delta.calls:
+            function = {"name": call.name, "arguments": call.arguments}
+            number = self._calls[delta.index]
+            made.append({"index": number, "id": call_id("call"), "type": "function", "function": function})
+            self._calls[delta.index] += 1
+        return made
 
     def _chunk(self, index: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -138,17 +173,11 @@ class ChatShape(_Envelope):
         return {"token": written.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(written)}
 
 
-def _message(deltas: Sequence[Delta]) -> Json:
-    thought = "".join(delta.thought for delta in deltas)
-    message: Json = {"role": "assistant", "content": "".join(delta.text for delta in deltas), "refusal": None}
-    return {**message, "reasoning_content": thought} if thought else message
-
-
 class CompletionShape(_Envelope):
     """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
 
-    def __init__(self, model: str, vocabulary: Vocabulary, asked: CompletionRequest, echoes: Sequence[str]) -> None:
-        super().__init__("cmpl", "text_completion", model, vocabulary)
+    def __init__(self, model: ServedModel, asked: CompletionRequest, echoes: Sequence[str]) -> None:
+        super().__init__("cmpl", "text_completion", model)
         self._with_usage = asked.with_usage()
         self._with_logprobs = asked.logprobs is not None
         self._echoes = echoes

@@ -25,6 +25,9 @@ DETOKENIZED_IDS: Final = 1024 * 1024
 DETOKENIZED_BYTES: Final = 32 * 1024 * 1024
 """A vocabulary comes from an untrusted file: a piece of a megabyte, asked for a million times, is no answer."""
 
+THREADS: Final = 2
+"""Of long lists at once: the threads that a node shares also write its state to disk."""
+
 
 class TokenizeRequest(Conversing, frozen=True, kw_only=True):
     """POST tokenize: llama-server's `content` or vLLM's `prompt` or `messages`."""
@@ -52,11 +55,14 @@ class DetokenizeRequest(msgspec.Struct, frozen=True):
 class TokenRoutes:
     """tokenize, detokenize, tokenizer_info, apply-template, for a model served here."""
 
+    def __init__(self) -> None:
+        self._threads = trio.CapacityLimiter(THREADS)
+
     async def tokenize(self, model: ServedModel, body: bytes) -> Response:
         """POST tokenize."""
         asked = decode(body, TokenizeRequest)
         ids = await self._ids(model, asked)
-        made = await trio.to_thread.run_sync(_tokenized, model.vocabulary, ids, asked)
+        made = await trio.to_thread.run_sync(_tokenized, model.vocabulary, ids, asked, limiter=self._threads)
         return json_response({**made, "count": len(ids), "max_model_len": model.context})
 
     async def detokenize(self, model: ServedModel, body: bytes) -> Response:
@@ -64,7 +70,7 @@ class TokenRoutes:
         ids = decode(body, DetokenizeRequest).tokens
         if len(ids) > DETOKENIZED_IDS:
             raise InvalidRequest(f"tokens has {len(ids)} ids, at most {DETOKENIZED_IDS} are turned into text", "tokens")
-        text = await trio.to_thread.run_sync(_written, model.vocabulary, ids)
+        text = await trio.to_thread.run_sync(_written, model.vocabulary, ids, limiter=self._threads)
         return json_response({"content": text, "prompt": text})
 
     async def info(self, model: ServedModel, query: Mapping[str, str]) -> Response:
@@ -89,7 +95,6 @@ class TokenRoutes:
     async def apply_template(self, model: ServedModel, body: bytes) -> Response:
         """POST apply-template: the prompt of a chat, not computed."""
         asked = decode(body, ChatRequest)
-        asked.refuse_tools()
         return json_response({"prompt": await model.render(asked.as_conversation())})
 
     async def _ids(self, model: ServedModel, asked: TokenizeRequest) -> tuple[int, ...]:
@@ -97,7 +102,6 @@ class TokenRoutes:
         if len(given) != 1:
             raise InvalidRequest("exactly one of content, prompt and messages is needed", given[-1] if given else None)
         if asked.messages is not None:
-            asked.refuse_tools()
             return await _chat_ids(model, asked, asked.as_conversation())
         parse = asked.parse_special is not False
         if asked.content is not None:

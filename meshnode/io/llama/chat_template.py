@@ -73,7 +73,7 @@ class ChatTemplate:
             # Tool templates walk over `tools` unasked, and Gemma's knows no system role. Both have an obvious reading,
             # which llama.cpp takes too; where it fails as well, the first error is the true one.
             lists = {"tools": [], "documents": [], **conversation.variables}
-            for reading in (messages, _without_system(messages)):
+            for reading in (messages, _without_system(messages), _with_written_arguments(messages)):
                 with suppress(InvalidRequest):
                     return self._attempt(reading, lists)
             raise
@@ -126,6 +126,20 @@ def _without_system(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any
             return ({**more, "role": "user", "content": f"{system}\n\n{user}"}, *rest)
         case _:
             return messages
+
+
+def _with_written_arguments(messages: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Arguments of calls as JSON text, which templates of DeepSeek join to text; others walk over the object."""
+    return tuple(
+        {**turn, "tool_calls": [_written(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in messages
+    )
+
+
+def _written(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    given = function["arguments"]
+    return {**call, "function": {**function, "arguments": given if isinstance(given, str) else _to_json(given)}}
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

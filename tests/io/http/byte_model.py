@@ -32,6 +32,7 @@ class ByteModel:
         self.created = 1_700_000_000
         self.context = 512
         self.vocabulary = VOCABULARY
+        self.fingerprint = "fp_bytes"
         self.answer: list[int] = [*answer.encode(), END]
         self.stall_at = -1
         """Index of the token that never comes; -1: none."""
@@ -41,6 +42,7 @@ class ByteModel:
         self.fails_with: MeshError | None = None
         """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
+        self.conversations: list[Conversation] = []
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
@@ -59,6 +61,7 @@ class ByteModel:
         return tuple(head + ids)
 
     async def render(self, conversation: Conversation) -> str:
+        self.conversations.append(conversation)
         turns = [f"{each['role']}: {each['content']}\n" for each in conversation.messages]
         return "".join(turns) + "assistant:"
 

@@ -7,7 +7,8 @@ import pytest
 
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.body import decode
-from meshnode.io.http.fields import NEVER, ChatRequest, CompletionRequest
+from meshnode.io.http.fields import BEST_ONLY, NEVER, ChatRequest, CompletionRequest
+from meshnode.io.http.turns import Function, Tool
 from tests.io.http.byte_model import ByteDirectory, ByteModel
 from tests.io.http.serving import serving
 
@@ -24,7 +25,8 @@ WRONG = [
     ("chat", {**HELLO, "model": 5}, "model"),
     ("chat", {**HELLO, "temperature": "warm"}, "temperature"),
     ("chat", {**HELLO, "temperature": -1}, "temperature"),
-    ("chat", {**HELLO, "top_p": 0}, "top_p"),
+    ("chat", {**HELLO, "top_p": -0.1}, "top_p"),
+    ("chat", {"messages": [{"role": "user"}]}, "messages[0].content"),
     ("chat", {**HELLO, "max_tokens": 0}, "max_tokens"),
     ("chat", {**HELLO, "max_completion_tokens": -5}, "max_completion_tokens"),
     ("chat", {**HELLO, "max_tokens": 1.5}, "max_tokens"),
@@ -41,7 +43,16 @@ WRONG = [
     ("chat", {**HELLO, "logit_bias": [["word", 1.0]]}, "logit_bias[0][0]"),
     ("chat", {**HELLO, "logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
     ("chat", {**HELLO, "repeat_last_n": -5}, "repeat_last_n"),
-    ("chat", {**HELLO, "tools": [{"type": "function"}]}, "tools"),
+    ("chat", {**HELLO, "tools": [{"type": "function"}]}, "tools[0].function"),
+    ("chat", {**HELLO, "tools": [{"type": "web", "function": {"name": "f"}}]}, "tools[0].type"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "two words"}}]}, "tools[0].function.name"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}] * 129}, "tools"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}]}, "tools"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+    ("chat", {**HELLO, "functions": [{"name": "f"}]}, "functions"),
+    ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0].function"),
     ("chat", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
     ("chat", {**HELLO, "grammar": "root ::= x"}, "grammar"),
     ("completion", {}, "prompt"),
@@ -93,10 +104,19 @@ def test_minus_one_tokens_means_until_the_context_is_full() -> None:
 
 
 def test_tools_that_may_not_be_called_are_no_reason_to_refuse() -> None:
-    ChatRequest(messages=[], tools=[{}], tool_choice="none").refuse_unsupported()
+    ChatRequest(messages=[], tools=[Tool(Function("f"))], tool_choice="none").refuse_unsupported()
 
 
 @pytest.mark.parametrize("given", [{"5": -100, "7": False}, [[5, -100], [7, False]]])
 def test_a_bias_of_false_means_never_in_both_spellings(given: Any) -> None:
     asked = decode(msgspec.json.encode({"prompt": "a", "logit_bias": given}), CompletionRequest)
     assert asked.sampling(-1).logit_bias == ((5, -100.0), (7, NEVER))
+
+
+def test_a_top_p_of_zero_leaves_the_best_token_alone() -> None:
+    assert decode(b'{"prompt":"a","top_p":0}', CompletionRequest).sampling(-1).top_p == BEST_ONLY
+
+
+def test_a_content_of_null_is_an_empty_one() -> None:
+    asked = decode(b'{"messages":[{"role":"user","content":null}]}', ChatRequest)
+    assert asked.as_conversation().messages == ({"role": "user", "content": ""},)

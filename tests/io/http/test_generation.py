@@ -33,6 +33,7 @@ async def test_a_chat_is_answered(path: str) -> None:
     answer = (await asked(model, path, HELLO)).json()
     choice = answer["choices"][0]
     assert (answer["object"], answer["model"], choice["finish_reason"]) == ("chat.completion", model.id, "stop")
+    assert answer["system_fingerprint"] == model.fingerprint
     assert choice["message"] == {"role": "assistant", "content": "Hello.", "refusal": None}
     assert answer["usage"]["completion_tokens"] == len("Hello.") + 1
     assert answer["usage"]["prompt_tokens"] == len("user: hi\nassistant:") + 1
@@ -245,6 +246,8 @@ async def test_r58_a_prompt_that_never_fits_says_both_sizes(stream: bool) -> Non
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert (error["type"], error["n_prompt_tokens"], error["n_ctx"]) == ("exceed_context_size_error", 601, 512)
+    # By these words LangChain and LiteLLM tell it from other errors.
+    assert "Input tokens exceed the configured limit" in error["message"]
     assert model.seen == []
 
 

@@ -41,6 +41,9 @@ def rebuilt(events: list[dict[str, Any]]) -> dict[str, Any]:
             case "content_block_start":
                 assert event["index"] == len(made["content"])
                 made["content"].append(event["content_block"])
+            case "content_block_delta" if event["delta"]["type"] == "input_json_delta":
+                assert made["content"][-1]["input"] == {}
+                made["content"][-1]["input"] = json.loads(event["delta"]["partial_json"])
             case "content_block_delta":
                 assert event["index"] == len(made["content"]) - 1
                 kind = event["delta"]["type"].removesuffix("_delta")
@@ -110,8 +113,10 @@ async def test_tokens_can_be_counted_first() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content"),
         ({"tools": [{"name": "x"}]}, "tools"),
+        ({"tools": [{"name": "x", "type": "web_search_20250305"}]}, "tools[0].type"),
+        ({"tools": [{"name": "x"}], "tool_choice": {"type": "any"}}, "tool_choice"),
         ({"temperature": 1000}, "temperature"),
         ({"stop_sequences": ["x"] * 17}, "stop"),
     ],

@@ -74,7 +74,7 @@ async def test_a_template_is_applied_without_computing_anything() -> None:
         ("/tokenize", {"content": "a", "prompt": "b"}, "prompt"),
         ("/tokenize", {"content": 5}, "content"),
         ("/tokenize", {"messages": []}, "messages"),
-        ("/tokenize", {"messages": HELLO, "tools": [{}]}, "tools"),
+        ("/tokenize", {"messages": HELLO, "tools": [{}]}, "tools[0].function"),
         ("/tokenize", {"content": "a", "add_special": "yes"}, "add_special"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "abc"}, "tokens"),

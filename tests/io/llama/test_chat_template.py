@@ -12,11 +12,15 @@ from meshnode.io.llama.chat_template import ChatTemplate
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi <|end|>"})
 
 
-def rendered(template: str, **variables: Any) -> str:
+def templated(template: str) -> ChatTemplate:
     vocabulary = Vocabulary(
         pieces=(b"", b""), markers={0: b"<s>", 1: b"</s>"}, end=frozenset({1}), bos=0, eos=1, chat_template=template
     )
-    return ChatTemplate(vocabulary).render(Conversation(TURNS, variables))
+    return ChatTemplate(vocabulary)
+
+
+def rendered(template: str, **variables: Any) -> str:
+    return templated(template).render(Conversation(TURNS, variables))
 
 
 def test_without_a_template_a_chat_is_chatml_as_in_llama_cpp() -> None:
@@ -105,3 +109,21 @@ def test_a_template_that_writes_without_end_is_stopped() -> None:
     loop = "{% for a in range(90000) %}{% for b in range(90000) %}xxxxxxxxxxxxxxxxxxxx{% endfor %}{% endfor %}"
     with pytest.raises(StageError, match="writes more"):
         rendered(loop)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}",
+        "{% for m in messages %}{% for c in m.tool_calls %}{{ '' + c.function.arguments }}{% endfor %}{% endfor %}",
+    ],
+)
+def test_arguments_of_earlier_calls_are_an_object_or_text_as_the_template_wants(template: str) -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}
+    turns = ({"role": "assistant", "content": "", "tool_calls": [call]},)
+    assert templated(template).render(Conversation(turns)) == '{"a": "é"}'
+
+
+def test_the_prompt_may_end_without_the_beginning_of_an_answer() -> None:
+    template = "{{ add_generation_prompt }}"
+    assert (rendered(template), rendered(template, add_generation_prompt=False)) == ("True", "False")
