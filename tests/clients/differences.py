@@ -196,8 +196,6 @@ AGREED: Final[dict[str, tuple[frozenset[str], str]]] = {
 }
 
 PENDING: Final[dict[str, str]] = {
-    "chat, top_p 0": "0 is within OpenAI's bounds and means the best token only",
-    "chat, a forbidden token": "llama.cpp forbids a token by `false` for its bias",
     "message without content": "OpenAI requires content of a user",
 }
 """Where this endpoint is wrong."""
