@@ -64,6 +64,8 @@ class CallSplitter:
         self._format = known
         self._names = names
         self._held = ""
+        self._space = ""
+        """White space before the call that is being read: dropped with it, shown if it is none."""
         self._in_call = False
         self._said = False
         """Whether text came out that is no white space: a bare call can only be the whole answer."""
@@ -72,7 +74,8 @@ class CallSplitter:
     def feed(self, text: str) -> tuple[str, list[Call]]:
         """What is certain after `text`."""
         self._held += text
-        said, calls = "", []
+        said = ""
+        calls: list[Call] = []
         while True:
             if not self._in_call:
                 said += self._until_call()
@@ -85,11 +88,12 @@ class CallSplitter:
             found = self._known(_objects(body.removeprefix(Format.TAGGED.value)))
             calls += found
             if not found:
-                said += self._speak(body + ended)
+                said += self._speak(self._space + body + ended)
 
     def finish(self) -> tuple[str, list[Call]]:
         """What was held back; an answer that ended within a call has not made it."""
         rest, self._held = self._held, ""
+        space = self._space if self._in_call else ""
         calls: list[Call] = []
         if self._in_call and self._format is Format.LISTED:
             calls = self._known(_listed(rest.removeprefix(Format.LISTED.value)))
@@ -98,7 +102,7 @@ class CallSplitter:
         self._in_call = False
         if calls or (self.calls and not rest.strip()):
             return "", calls
-        return rest, []
+        return space + rest, []
 
     def _until_call(self) -> str:
         """Text before the next call; white space before it waits."""
@@ -115,6 +119,7 @@ class CallSplitter:
             if not self._in_call:
                 at = len(held) - overlap(held, begin)
         text = held[:at].rstrip()
+        self._space = held[len(text) : at]
         self._held = held[at:] if self._in_call else held[len(text) :]
         return self._speak(text) if text else ""
 

@@ -80,26 +80,19 @@ class MetricsRoutes:
         for status, count in sorted(meter.statuses.items()):
             by_status(count, {"code": str(status)})
         models = sorted(meter.models.items())
-        for name, what, histogram_of in (
-            ("time_to_first_token", "From request to first token, the queue included.", lambda m: m.first),
-            ("time_per_output_token", "Between two tokens of one generation.", lambda m: m.token),
-            ("e2e_request_latency", "From request to last token.", lambda m: m.whole),
-        ):
-            page.family(f"meshnode_{name}_seconds", "histogram", what)
+        for name, field, what in _HISTOGRAMS:
+            page.family(name, "histogram", what)
             for model, measured in models:
-                page.histogram(f"meshnode_{name}_seconds", histogram_of(measured), {"model": model})
+                page.histogram(name, getattr(measured, field), {"model": model})
         ended = page.family("meshnode_generations_total", "counter", "Generations of heads here, by how they ended.")
         for model, measured in models:
             for how, count in sorted(measured.finished.items()):
                 ended(count, {"model": model, "finish": how})
         for prefix in ("meshnode_", "llamacpp:"):
-            for name, number_of in (
-                ("prompt_tokens_total", lambda m: m.prompt_tokens),
-                ("tokens_predicted_total", lambda m: m.generated_tokens),
-            ):
-                family = page.family(f"{prefix}{name}", "counter", "Of generations whose head is here.")
+            for name, field in (("prompt_tokens", "prompt_tokens"), ("tokens_predicted", "generated_tokens")):
+                family = page.family(f"{prefix}{name}_total", "counter", "Of generations whose head is here.")
                 for model, measured in models:
-                    family(number_of(measured), {"model": model})
+                    family(getattr(measured, field), {"model": model})
         rejected = page.family("meshnode_rejected_total", "counter", "Requests that were refused, by reason.")
         reasons = dict(meter.refused)
         for reason, count in self._directory.counters().items():
@@ -108,6 +101,12 @@ class MetricsRoutes:
         for reason, count in sorted(reasons.items()):
             rejected(count, {"reason": reason})
 
+
+_HISTOGRAMS: Final = (
+    ("meshnode_time_to_first_token_seconds", "first", "From request to first token, the queue included."),
+    ("meshnode_time_per_output_token_seconds", "token", "Between two tokens of one generation."),
+    ("meshnode_e2e_request_latency_seconds", "whole", "From request to last token."),
+)
 
 _GAUGES: Final = (
     ("meshnode_lanes", "lanes", "Requests that are computed at the same time."),

@@ -37,6 +37,8 @@ CASES = [
     ),
     (Format.TAGGED, "no call < here <tool", ("no call < here <tool", [])),
     (Format.TAGGED, f"<tool_call>{BODY}", (f"<tool_call>{BODY}", [])),
+    (Format.TAGGED, "a \n<tool_call>", ("a \n<tool_call>", [])),
+    (Format.LISTED, "a [TOOL_CALLS]x", ("a [TOOL_CALLS]x", [])),
     (Format.TAGGED, "<tool_call>{]</tool_call> x", ("<tool_call>{]</tool_call> x", [])),
     (Format.TAGGED, f"<tool_call>{UNKNOWN}</tool_call>", (f"<tool_call>{UNKNOWN}</tool_call>", [])),
     (Format.TAGGED, '<tool_call>{"name":"add","arguments":"{\\"a\\": 1}"}</tool_call>', ("", [Call("add", '{"a": 1}')])),
