@@ -26,7 +26,9 @@ def greedy(mesh: RealMesh, node: int, **fields: Any) -> Any:
 def test_a_prompt_that_never_fits_is_refused_before_any_work_with_both_sizes(mesh: RealMesh, node: int) -> None:
     def computed() -> int:
         page = httpx.get(f"{mesh.nodes[0].url}/metrics", timeout=WAIT_S).text
-        return next(int(line.split()[-1]) for line in page.splitlines() if line.startswith("meshnode_head_microbatches"))
+        return next(
+            int(line.split()[-1]) for line in page.splitlines() if line.startswith("meshnode_head_microbatches")
+        )
 
     before = computed()
     with pytest.raises(openai.BadRequestError) as refused:
@@ -39,16 +41,22 @@ def test_a_prompt_that_never_fits_is_refused_before_any_work_with_both_sizes(mes
 @pytest.mark.parametrize("count", [1, 2, 7, 33])
 def test_exactly_max_tokens_are_generated(mesh: RealMesh, count: int) -> None:
     for stream_of in (0, 1):
-        answer = mesh.nodes[stream_of].client().completions.create(
-            model=MODEL, prompt="A node", max_tokens=count, temperature=0, extra_body={"ignore_eos": True}
+        answer = (
+            mesh.nodes[stream_of]
+            .client()
+            .completions.create(
+                model=MODEL, prompt="A node", max_tokens=count, temperature=0, extra_body={"ignore_eos": True}
+            )
         )
         assert answer.usage is not None
         assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (count, "length")
 
 
 def test_a_prompt_that_leaves_room_for_three_tokens_gets_three(mesh: RealMesh) -> None:
-    answer = mesh.nodes[0].client().completions.create(
-        model=MODEL, prompt=[5] * 2045, max_tokens=-1, extra_body={"ignore_eos": True}
+    answer = (
+        mesh.nodes[0]
+        .client()
+        .completions.create(model=MODEL, prompt=[5] * 2045, max_tokens=-1, extra_body={"ignore_eos": True})
     )
     assert answer.usage is not None
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
@@ -83,8 +91,10 @@ def test_wild_text_is_whole_characters_and_streamed_alike(mesh: RealMesh, seed: 
 
 def test_a_token_that_is_forbidden_or_forced_obeys_its_bias(mesh: RealMesh) -> None:
     def first(node: int, **fields: Any) -> str:
-        answer = mesh.nodes[node].client().completions.create(
-            model=MODEL, prompt="A stage is a", max_tokens=1, temperature=0, logprobs=1, **fields
+        answer = (
+            mesh.nodes[node]
+            .client()
+            .completions.create(model=MODEL, prompt="A stage is a", max_tokens=1, temperature=0, logprobs=1, **fields)
         )
         return answer.choices[0].text
 

@@ -56,9 +56,7 @@ PLAIN = Reading()
 class Choice:
     """Follows one generation; `generated` counts its tokens, the ending one included, `thought` those of a thought."""
 
-    def __init__(
-        self, index: int, vocabulary: Vocabulary, stops: Sequence[str], reading: Reading = PLAIN
-    ) -> None:
+    def __init__(self, index: int, vocabulary: Vocabulary, stops: Sequence[str], reading: Reading = PLAIN) -> None:
         self.index = index
         self.generated = 0
         self.thought = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from meshnode.io.http.inspecting import InspectingRoutes
 from meshnode.io.http.lookup import Lookup
 from meshnode.io.http.messages import MessagesRoutes
 from meshnode.io.http.meter import Meter
-from meshnode.io.http.metrics import Figures, MetricsRoutes, counted, no_figures
+from meshnode.io.http.metrics import Figures, MetricsRoutes, all_counters, counted, no_figures
 from meshnode.io.http.responses import ResponsesRoutes
 from meshnode.io.http.tokens import TokenRoutes
 
@@ -51,7 +50,7 @@ def build_endpoint(
     """The endpoint of one node. `admin_routes` come from `admin_route`."""
     draining = Draining()
     meter = Meter()
-    listing = ListingRoutes(directory, meter.refused)
+    listing = ListingRoutes(directory, meter)
     measured = MetricsRoutes(directory, meter, figures)
     asking = _asking(Lookup(directory, draining), draining, meter)
     reading = [
@@ -90,9 +89,9 @@ def _asking(lookup: Lookup, draining: Draining, meter: Meter) -> list[Route]:
 class ListingRoutes:
     """models, models/{id} and health."""
 
-    def __init__(self, directory: Directory, refused: Counter[str]) -> None:
+    def __init__(self, directory: Directory, meter: Meter) -> None:
         self._directory = directory
-        self._refused = refused
+        self._meter = meter
 
     async def models(self, request: Request) -> Response:
         """GET models."""
@@ -109,8 +108,7 @@ class ListingRoutes:
     async def health(self, request: Request) -> Response:
         """GET health: 200 once a model answers, 503 before; a person can tell loading from having nothing."""
         states = {listing.state for listing in self._directory.models()}
-        refused = {f"rejected_{reason}": count for reason, count in self._refused.items()}
-        counters = {**self._directory.counters(), **refused}
+        counters = all_counters(self._directory, self._meter)
         if "ready" in states:
             return json_response({"status": "ok", **counters})
         message = "no model is served"
@@ -153,7 +151,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = "no such path; the API lives under /v1"
         return Failure(404, "not_found_error", message, "unknown_url").response()
     headers = dict(error.headers or {})
-    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(dialect_of(request.url.path))
+    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(
+        dialect_of(request.url.path)
+    )
 
 
 async def _own_bug(request: Request, error: Exception) -> Response:

@@ -85,8 +85,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
         if self.grammar is not None or self.json_schema is not None:
             raise InvalidRequest("constrained output is not supported", "grammar" if self.grammar else "json_schema")
         given = {
-            "temperature": self.temperature, "top_p": self.top_p or (BEST_ONLY if self.top_p == 0 else None), "top_k": self.top_k, "min_p": self.min_p,
-            "typical_p": self.typical_p, "repeat_penalty": self.repeat_penalty,
+            "temperature": self.temperature, "top_k": self.top_k, "min_p": self.min_p, "typical_p": self.typical_p,
+            "top_p": BEST_ONLY if self.top_p == 0 else self.top_p, "repeat_penalty": self.repeat_penalty,
             "penalty_window": self.repeat_last_n, "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty, "ignore_eos": self.ignore_eos,
         }  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from starlette.responses import Response
@@ -36,9 +37,7 @@ class GenerationRoutes:
         shape = ChatShape(model, bool(asked.logprobs), asked.with_usage())
         return await self.converse(model, asked, lambda prompt_tokens: shape)
 
-    async def converse(
-        self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]
-    ) -> Response:
+    async def converse(self, model: ServedModel, asked: ChatRequest, shape_of: Callable[[int], Shape]) -> Response:
         """The answer to a chat, written as `shape_of` (tokens of the prompt) says."""
         asked.refuse_unsupported()
         sampling = asked.sampling(asked.alternatives())
@@ -46,8 +45,10 @@ class GenerationRoutes:
         count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
         text, prompt = await chat_prompt(model, asked.as_conversation())
         shape = shape_of(len(prompt))
+        with self._counting_refusals():
+            generations = _generations(model, shape, [prompt] * count, count, limit, sampling)
         job = Job(
-            generations=_generations(model, shape, [prompt] * count, count, limit, sampling),
+            generations=generations,
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
@@ -68,13 +69,24 @@ class GenerationRoutes:
             prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
             each = [ids for ids in prompts for _ in range(count)]
         shape = CompletionShape(model, asked, echoes)
+        with self._counting_refusals():
+            generations = _generations(model, shape, each, count, limit, sampling)
         job = Job(
-            generations=_generations(model, shape, each, count, limit, sampling),
+            generations=generations,
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=sum(map(len, prompts)),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        """A prompt that never fits does not reach the head, which counts the other refusals."""
+        try:
+            yield
+        except PromptTooLong:
+            self._meter.refused["prompt_too_long"] += 1
+            raise
 
 
 def _generations(

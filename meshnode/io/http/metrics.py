@@ -46,6 +46,15 @@ def counted(app: ASGIApp, meter: Meter) -> ASGIApp:
     return serve
 
 
+def all_counters(directory: Directory, meter: Meter) -> dict[str, int]:
+    """Those of the heads here, with what was refused before it reached one."""
+    found = dict(directory.counters())
+    for reason, count in meter.refused.items():
+        name = f"rejected_{reason}"
+        found[name] = found.get(name, 0) + count
+    return found
+
+
 class MetricsRoutes:
     """GET metrics."""
 
@@ -94,12 +103,9 @@ class MetricsRoutes:
                 for model, measured in models:
                     family(getattr(measured, field), {"model": model})
         rejected = page.family("meshnode_rejected_total", "counter", "Requests that were refused, by reason.")
-        reasons = dict(meter.refused)
-        for reason, count in self._directory.counters().items():
-            if reason.startswith("rejected_"):
-                reasons[reason.removeprefix("rejected_")] = count
-        for reason, count in sorted(reasons.items()):
-            rejected(count, {"reason": reason})
+        for name, count in sorted(all_counters(self._directory, meter).items()):
+            if name.startswith("rejected_"):
+                rejected(count, {"reason": name.removeprefix("rejected_")})
 
 
 _HISTOGRAMS: Final = (

@@ -312,7 +312,13 @@ def _text(content: str | list[ContentPart] | None, place: str) -> str:
 def _item(kind: str) -> Json:
     if kind == "reasoning":
         content = [{"type": "reasoning_text", "text": ""}]
-        return {"type": kind, "id": f"rs_{secrets.token_hex(12)}", "summary": [], "content": content, "status": "in_progress"}
+        return {
+            "type": kind,
+            "id": f"rs_{secrets.token_hex(12)}",
+            "summary": [],
+            "content": content,
+            "status": "in_progress",
+        }
     content_of: list[Json] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
     name = f"msg_{secrets.token_hex(12)}"
     return {"type": kind, "id": name, "status": "in_progress", "role": "assistant", "content": content_of}

@@ -46,7 +46,7 @@ class Message(msgspec.Struct, frozen=True):
     """One turn of the conversation."""
 
     role: str
-    content: str | list[ContentPart] | None | UnsetType = UNSET
+    content: str | list[ContentPart] | UnsetType | None = UNSET
     name: str | None = None
     tool_calls: list[MadeCall] | None = None
     tool_call_id: str | None = None
@@ -82,7 +82,9 @@ def check_tools(tools: Sequence[Tool]) -> None:
     for number, tool in enumerate(tools):
         place = f"tools[{number}]"
         if tool.type != "function":
-            raise InvalidRequest(f"a tool of type `{tool.type[:32]}` is not supported, only `function`", f"{place}.type")
+            raise InvalidRequest(
+                f"a tool of type `{tool.type[:32]}` is not supported, only `function`", f"{place}.type"
+            )
         if not _TOOL_NAME.fullmatch(tool.function.name):
             raise InvalidRequest(
                 "a tool's name has 1 to 64 letters, digits and the signs _ . -", f"{place}.function.name"

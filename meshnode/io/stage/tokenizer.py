@@ -102,6 +102,11 @@ class Tokenizer:
             encoded = encode(request)
         except UnicodeEncodeError:
             raise InvalidRequest("the text is not valid Unicode") from None
+        except (OverflowError, RecursionError):
+            # What JSON can say and a message cannot: 2**64, or lists a thousand deep.
+            raise InvalidRequest(
+                "a number beyond 64 bits, or too deep a structure, cannot reach the template"
+            ) from None
         if not fits(encoded):
             raise InvalidRequest("the text is too long")
         async with self._turn:

@@ -41,7 +41,11 @@ CASES = [
     (Format.LISTED, "a [TOOL_CALLS]x", ("a [TOOL_CALLS]x", [])),
     (Format.TAGGED, "<tool_call>{]</tool_call> x", ("<tool_call>{]</tool_call> x", [])),
     (Format.TAGGED, f"<tool_call>{UNKNOWN}</tool_call>", (f"<tool_call>{UNKNOWN}</tool_call>", [])),
-    (Format.TAGGED, '<tool_call>{"name":"add","arguments":"{\\"a\\": 1}"}</tool_call>', ("", [Call("add", '{"a": 1}')])),
+    (
+        Format.TAGGED,
+        '<tool_call>{"name":"add","arguments":"{\\"a\\": 1}"}</tool_call>',
+        ("", [Call("add", '{"a": 1}')]),
+    ),
     (Format.TAGGED, '<tool_call>{"name":"add","arguments":[1]}</tool_call>', None),
     (Format.TAGGED, '<tool_call>{"name":"add","arguments":{"a":NaN}}</tool_call>', None),
     (Format.LISTED, f"[TOOL_CALLS][{BODY}]", ("", [ONE])),
@@ -67,7 +71,23 @@ def test_whole_calls_of_known_tools_are_told_from_text_however_it_is_cut(known, 
         assert split(known, text[:cut], text[cut:]) == expected
 
 
-PIECES = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", BODY, UNKNOWN, "look.up", "{}", "[", "]", "<", " ", "\n", "a", ";"]
+PIECES = [
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    BODY,
+    UNKNOWN,
+    "look.up",
+    "{}",
+    "[",
+    "]",
+    "<",
+    " ",
+    "\n",
+    "a",
+    ";",
+]
 
 
 @given(st.sampled_from(Format), st.lists(st.sampled_from(PIECES), max_size=8))

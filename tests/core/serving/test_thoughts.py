@@ -43,7 +43,10 @@ def test_a_thought_is_told_from_what_is_said_however_the_text_is_cut(
         assert split(thinking, text[:cut], text[cut:]) == expected
 
 
-@given(st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", " ", "\n", "a", "</"]), max_size=12), st.booleans())
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "<", "think", ">", " ", "\n", "a", "</"]), max_size=12),
+    st.booleans(),
+)
 def test_no_cut_changes_anything(pieces: list[str], begun: bool) -> None:
     thinking = BEGUN if begun else THINK
     text = "".join(pieces)

@@ -67,7 +67,9 @@ ITEM = st.fixed_dictionaries(
     {"type": st.sampled_from(["message", "reasoning", "function_call", "function_call_output", "item_reference"])},
     optional={"role": st.just("user"), "content": CONTENT, "call_id": VALUES, "name": VALUES, "output": CONTENT},
 )
-TOOL = st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": st.just("f")}, optional={"parameters": VALUES})})
+TOOL = st.fixed_dictionaries(
+    {"function": st.fixed_dictionaries({"name": st.just("f")}, optional={"parameters": VALUES})}
+)
 
 POSTS = {
     "chat/completions": bodies(ChatRequest, {"messages": st.lists(MESSAGE, max_size=2)})

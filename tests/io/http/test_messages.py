@@ -89,7 +89,10 @@ async def test_a_thought_is_a_block_of_its_own() -> None:
 async def test_system_and_blocks_become_the_chat() -> None:
     model = ByteModel()
     turns = [
-        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}],
+        },
         {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "c"}]},
         {"role": "user", "content": "d"},
     ]
@@ -129,15 +132,18 @@ async def test_wrong_inputs_are_400_in_anthropics_envelope(fields: dict[str, Any
 
 
 async def test_every_refusal_of_the_route_has_anthropics_envelope() -> None:
-    async with serving(ByteDirectory(ByteModel()), access=Access(keys=frozenset({"first"}))) as server:
-        async with server.client() as client:
-            no_key = await client.post("/v1/messages", json=HELLO)
-            unknown = await client.post("/messages", json={**HELLO, "model": "x"}, headers={"x-api-key": "first"})
+    keyed = Access(keys=frozenset({"first"}))
+    async with serving(ByteDirectory(ByteModel()), access=keyed) as server, server.client() as client:
+        no_key = await client.post("/v1/messages", json=HELLO)
+        unknown = await client.post("/messages", json={**HELLO, "model": "x"}, headers={"x-api-key": "first"})
     too_long = await message(ByteModel(), messages=[{"role": "user", "content": "x" * 600}])
     busy = ByteModel()
     busy.fails_with = Overloaded("full")
     full = await message(busy)
-    found = [(each.status_code, each.json()["type"], each.json()["error"]["type"]) for each in (no_key, unknown, too_long, full)]
+    found = [
+        (each.status_code, each.json()["type"], each.json()["error"]["type"])
+        for each in (no_key, unknown, too_long, full)
+    ]
     assert found == [
         (401, "error", "authentication_error"),
         (404, "error", "not_found_error"),
@@ -157,7 +163,9 @@ async def test_a_node_without_the_head_streams_the_same_and_tells_its_loss_in_th
     mesh = TwoNodes()
     body = {**HELLO, "model": mesh.model.id, "stream": True}
     async with serving(mesh.joiner) as server, server.client() as client:
-        assert rebuilt(named_events((await client.post("/v1/messages", json=body)).text))["content"][0]["text"] == "Hello."
+        assert (
+            rebuilt(named_events((await client.post("/v1/messages", json=body)).text))["content"][0]["text"] == "Hello."
+        )
         assert (await client.post("/v1/messages/count_tokens", json=HELLO)).json()["input_tokens"] == 20
         mesh.link_breaks_after = 3
         broken = named_events((await client.post("/v1/messages", json=body)).text)

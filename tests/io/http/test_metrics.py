@@ -87,6 +87,13 @@ async def test_refusals_are_counted_by_reason_and_metrics_need_the_key() -> None
     assert 'meshnode_rejected_total{reason="lanes"}' not in found
 
 
+async def test_a_prompt_that_never_fits_is_counted_with_those_that_the_head_refused() -> None:
+    directory = ByteDirectory(ByteModel())
+    directory.numbers = {"rejected_prompt_too_long": 2}
+    found = await scraped(directory, {"prompt": "x" * 600})
+    assert found['meshnode_rejected_total{reason="prompt_too_long"}'] == 3
+
+
 async def test_an_error_of_the_head_is_no_finished_generation() -> None:
     model = ByteModel()
     model.stall_at, model.fails_with = 2, StageLost("a stage ended")

@@ -137,7 +137,11 @@ async def test_messages_give_calls_as_blocks_and_take_their_results() -> None:
         whole = (await client.post("/v1/messages", json=body)).json()
         streamed = rebuilt(named_events((await client.post("/v1/messages", json={**body, "stream": True})).text))
         results = [
-            {"type": "tool_result", "tool_use_id": whole["content"][1]["id"], "content": [{"type": "text", "text": "3"}]},
+            {
+                "type": "tool_result",
+                "tool_use_id": whole["content"][1]["id"],
+                "content": [{"type": "text", "text": "3"}],
+            },
             {"type": "text", "text": "and then?"},
         ]
         turns = [*MESSAGES, {"role": "assistant", "content": whole["content"]}, {"role": "user", "content": results}]

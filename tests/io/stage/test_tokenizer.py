@@ -47,6 +47,18 @@ async def test_tokens_for_filling_in_are_known_where_the_file_names_them(tmp_pat
         assert (without.vocabulary.fim, without.vocabulary.fills) == ((-1, -1, -1), False)
 
 
+async def test_what_json_can_say_and_a_message_cannot_is_the_clients_fault(model: Path) -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    async with opened(model) as tokenizer:
+        for odd in (2**64, -(2**70), deep, "\ud800"):
+            with pytest.raises(InvalidRequest):
+                await tokenizer.render(Conversation(HELLO.messages, {"odd": odd}))
+        assert tokenizer.restarts == 0
+        assert await tokenizer.render(HELLO)
+
+
 async def test_the_vocabulary_says_what_the_file_says(model: Path) -> None:
     async with opened(model) as tokenizer, opened(model) as again:
         vocabulary = tokenizer.vocabulary
