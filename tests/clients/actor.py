@@ -37,17 +37,16 @@ class Refused(Exception):
 class Actor:
     """One client, pointed at one endpoint."""
 
-    def __init__(self, command: Sequence[str | Path], base_url: str, folder: Path | None = None) -> None:
+    def __init__(self, command: Sequence[str | Path], base_url: str, key: str) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "PYTHONPATH"))}
         own = {
             "BASE_URL": base_url,
-            "API_KEY": "unused",
+            "API_KEY": key,
             "PYTHONUNBUFFERED": "1",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
         self._process = subprocess.Popen(
             [str(part) for part in command],
-            cwd=folder,
             env={**kept, **own},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -102,16 +101,16 @@ class Actor:
 
 
 @contextmanager
-def acting_in_python(interpreter: Path, script: str, url: str) -> Iterator[Actor]:
+def acting_in_python(interpreter: Path, script: str, url: str, key: str = "unused") -> Iterator[Actor]:
     """The client that `script` drives, in the environment of `interpreter`."""
-    with contextlib.closing(Actor([interpreter, ACTORS / script], f"{url}/v1")) as actor:
+    with contextlib.closing(Actor([interpreter, ACTORS / script], f"{url}/v1", key)) as actor:
         yield actor
 
 
 @contextmanager
-def acting_in_node(place: Path, script: str, url: str) -> Iterator[Actor]:
+def acting_in_node(place: Path, script: str, url: str, key: str = "unused") -> Iterator[Actor]:
     """The client that `script` drives; Node looks for packages beside the script, so it is copied there."""
     for name in ("protocol.mjs", script):
         shutil.copy(ACTORS / name, place / name)
-    with contextlib.closing(Actor(["node", place / script], f"{url}/v1")) as actor:
+    with contextlib.closing(Actor(["node", place / script], f"{url}/v1", key)) as actor:
         yield actor

@@ -242,6 +242,28 @@ class Patience:
         all_lanes_free(mesh)
 
 
+class Responses:
+    """SDKs with OpenAI's newer route."""
+
+    ASKED_RESPONSE = {"model": MODEL_ID, "input": QUESTION, "temperature": 0}  # noqa: RUF012 - never changed
+
+    def test_a_response_says_what_a_chat_says(self, client: Actor) -> None:
+        answer = client.do("response", **self.ASKED_RESPONSE)
+        assert (answer["text"], answer["status"]) == (EXPECTED_ANSWER, "completed")
+        assert answer["usage"] == client.do("chat", **asking())["usage"]
+
+    def test_a_response_that_was_cut_off_says_so(self, client: Actor) -> None:
+        answer = client.do("response", **self.ASKED_RESPONSE, max_output_tokens=16)
+        assert (answer["status"], answer["usage"]["completion"]) == ("incomplete", 16)
+
+    def test_a_streamed_response_is_the_whole_one_in_its_events(self, client: Actor) -> None:
+        found = client.do("response_stream", **self.ASKED_RESPONSE)
+        kinds = [event["type"] for event in found["events"]]
+        assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+        pieces = [event["text"] for event in found["events"] if event["type"] == "response.output_text.delta"]
+        assert "".join(pieces) == found["text"] == EXPECTED_ANSWER
+
+
 class Logprobs:
     """Clients that show log-probabilities of a chat."""
 

@@ -138,6 +138,7 @@ REFUSED: Final[dict[str, Request]] = {
     "logit_bias of a word": chat(logit_bias={"x": 1}, max_tokens=2),
     "tools is a text": chat(tools="x"),
     "response_format unknown": chat(response_format={"type": "zebra"}),
+    "a number beyond 64 bits for the template": chat(chat_template_kwargs={"number": 2**64}, max_tokens=2),
     "grammar that is none": chat(grammar="root ::= ("),
     "no prompt": (COMPLETIONS, {"model": MODEL_ID}),
     "prompt null": complete(None),
@@ -191,13 +192,7 @@ AGREED: Final[dict[str, tuple[frozenset[str], str]]] = {
     "top_logprobs -1": (_STATUS, _BOUND),
     "logit_bias of no token": (_STATUS, _STRICT),
     "logit_bias of a word": (_STATUS, _STRICT),
+    "a number beyond 64 bits for the template": (_STATUS, _STRICT),
     "prompt is an empty text": (_STATUS, "there is nothing to continue; llama-server answers with nothing"),
     "prompt of tokens and texts": (_STATUS, "not in OpenAI's API"),
 }
-
-PENDING: Final[dict[str, str]] = {
-    "chat, top_p 0": "0 is within OpenAI's bounds and means the best token only",
-    "chat, a forbidden token": "llama.cpp forbids a token by `false` for its bias",
-    "message without content": "OpenAI requires content of a user",
-}
-"""Where this endpoint is wrong."""

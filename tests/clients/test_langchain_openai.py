@@ -34,6 +34,5 @@ class TestLangChainOpenAI(contract.Chat, contract.Logprobs, contract.StreamedLog
         found = client.do("chain", model=MODEL_ID, questions=questions)
         assert found == [ANSWERS[question] for question in questions]
 
-    @pytest.mark.xfail(reason="LangChain knows an overflow by the words of OpenAI's message", strict=True)
     def test_a_prompt_beyond_the_context_is_an_overflow_to_its_agents(self, client: Actor) -> None:
         assert "ContextOverflowError" in refusal(client, "chat", **asking(TOO_LONG)).kinds

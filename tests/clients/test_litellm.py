@@ -22,6 +22,5 @@ def client(mesh: RealMesh) -> Iterator[Actor]:
 
 
 class TestLiteLLM(contract.Models, contract.Chat, contract.Choices, contract.Logprobs, contract.Completions):
-    @pytest.mark.xfail(reason="LiteLLM knows an overflow by the words of OpenAI's message", strict=True)
     def test_a_prompt_beyond_the_context_makes_its_gateway_fall_back(self, client: Actor) -> None:
         assert "ContextWindowExceededError" in refusal(client, "chat", **asking(TOO_LONG)).kinds

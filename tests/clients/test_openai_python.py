@@ -29,6 +29,7 @@ class Everything(
     contract.Chunks,
     contract.Choices,
     contract.Patience,
+    contract.Responses,
     contract.Logprobs,
     contract.StreamedLogprobs,
     contract.LegacyRoute,

@@ -91,6 +91,20 @@ await serve({
     return chunks;
   },
 
+  // The newer route.
+  async response(ask) {
+    const answer = await client.responses.create(ask);
+    const { input_tokens: prompt, output_tokens: completion, total_tokens: total } = answer.usage;
+    return { text: answer.output_text, status: answer.status, usage: { prompt, completion, total } };
+  },
+
+  async response_stream(ask) {
+    const stream = client.responses.stream(ask);
+    const events = [];
+    for await (const event of stream) events.push({ type: event.type, text: event.delta ?? null });
+    return { events, text: (await stream.finalResponse()).output_text };
+  },
+
   together: (ask) =>
     Promise.all(
       ask.asks.map(async (each, number) =>

@@ -114,6 +114,23 @@ def chat_helper(ask: dict[str, Any]) -> Any:
         return {"kinds": kinds, "whole": spoken(stream.get_final_completion())}
 
 
+def response(ask: dict[str, Any]) -> Any:
+    """The newer route."""
+    answer = client.responses.create(**ask)
+    counted = answer.usage
+    return {
+        "text": answer.output_text,
+        "status": answer.status,
+        "usage": {"prompt": counted.input_tokens, "completion": counted.output_tokens, "total": counted.total_tokens},
+    }
+
+
+def response_stream(ask: dict[str, Any]) -> Any:
+    with client.responses.stream(**ask) as stream:
+        events = [{"type": event.type, "text": getattr(event, "delta", None)} for event in stream]
+        return {"events": events, "text": stream.get_final_response().output_text}
+
+
 def together(ask: dict[str, Any]) -> Any:
     """The asynchronous client, all at once, half of them streamed."""
 
@@ -147,7 +164,7 @@ def impatient(ask: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     deeds = (
-        version, models, model, chat, chat_stream, completion, completion_stream, chat_helper,
-        together, leave, impatient,
+        version, models, model, chat, chat_stream, completion, completion_stream, chat_helper, response,
+        response_stream,         together, leave, impatient,
     )  # fmt: skip
     serve({deed.__name__: deed for deed in deeds})

@@ -1,0 +1,45 @@
+"""anthropic, which asks for `messages`; its base URL is without `/v1`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import anthropic
+from protocol import serve
+
+client = anthropic.Anthropic(
+    base_url=os.environ["BASE_URL"].removesuffix("/v1"), api_key=os.environ["API_KEY"], timeout=60
+)
+
+
+def message(ask: dict[str, Any]) -> Any:
+    answer = client.messages.create(**ask)
+    return {
+        "text": "".join(block.text for block in answer.content),
+        "stop": answer.stop_reason,
+        "at": answer.stop_sequence,
+        "usage": [answer.usage.input_tokens, answer.usage.output_tokens],
+    }
+
+
+def message_stream(ask: dict[str, Any]) -> Any:
+    with client.messages.stream(**ask) as stream:
+        kinds = [event.type for event in stream]
+        answer = stream.get_final_message()
+    usage = [answer.usage.input_tokens, answer.usage.output_tokens]
+    return {"kinds": kinds, "text": answer.content[0].text, "stop": answer.stop_reason, "usage": usage}
+
+
+def count(ask: dict[str, Any]) -> Any:
+    return client.messages.count_tokens(**ask).input_tokens
+
+
+def leave(ask: dict[str, Any]) -> Any:
+    """Reads one text chunk and goes away."""
+    with client.messages.stream(**ask) as stream:
+        return next(iter(stream.text_stream))
+
+
+if __name__ == "__main__":
+    serve({deed.__name__: deed for deed in (message, message_stream, count, leave)})
