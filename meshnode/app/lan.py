@@ -11,12 +11,16 @@ from collections.abc import Awaitable, Callable, Collection
 import trio
 
 from meshnode.core.node.events import AddressesChanged, PeerFound
+from meshnode.errors import ConfigError
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.io.mdns import MOST_HOSTS, PREFIX_CHARACTERS, Hint, open_mdns
 from meshnode.io.transport.addresses import is_lan_host, is_loopback, join_address, split_address
 from meshnode.wire.preface import PROTOCOL
 
 log = logging.getLogger("meshnode.lan")
+
+Found = dict[NodeId, tuple[str, ...]]
+Changed = Callable[[], Awaitable[None]]
 
 LOOK_S = 2.0
 """Between looks at this machine's own addresses (they take 0.3 ms): after a change of network others learn the new."""
@@ -39,6 +43,19 @@ async def follow(addresses: Callable[[], tuple[str, ...]], post: Callable[[Addre
             known = found
             log.info("this machine is at %s now", ", ".join(found))
             await post(AddressesChanged(found))
+
+
+async def remember(members: Callable[[], Found], store: Callable[[Found], None], changed: Changed) -> None:
+    """Keep where members are on disk, for the next start, until cancelled."""
+    kept: Found = {}
+    while True:
+        if (present := members()) != kept:
+            kept = present
+            try:
+                await trio.to_thread.run_sync(store, present)
+            except ConfigError as error:  # a full disk: the next start may need an invite's address again, no more
+                log.warning("the addresses of members could not be kept: %s", error)
+        await changed()
 
 
 def alone(addresses: tuple[str, ...], *, wan: bool) -> tuple[str, ...]:

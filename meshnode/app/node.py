@@ -33,7 +33,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.app.intent import Intent, Serve
 from meshnode.app.issuing import Issuing
 from meshnode.app.joining import become_member, dialable
-from meshnode.app.lan import Lan, alone, follow
+from meshnode.app.lan import Lan, alone, follow, remember
 from meshnode.app.measuring import Machine, Measuring
 from meshnode.app.member_routes import MemberRoutes
 from meshnode.app.model_routes import ModelRoutes
@@ -161,7 +161,7 @@ class Node:
             port = await nursery.start(self._serve_http, endpoint, listener, http_stop)
             self.api_url = f"http://{join_address(settings.api_host, port)}"
             self._ready.set()
-            nursery.start_soon(self._remember_peers)
+            nursery.start_soon(remember, self._members_at, self.data.store_peers, self.runtime.changed)
             nursery.start_soon(self._tell_cache)
             nursery.start_soon(self.models.recall)
             nursery.start_soon(follow, self._addresses, self.runtime.post)
@@ -424,21 +424,14 @@ class Node:
     async def _serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
         """What this node was started for, in the place of what it was started for before."""
         made = await self.models.serve(wanted, tokenizer, self.data.asked())
-        await trio.to_thread.run_sync(self.data.store_asked, made)
+        try:
+            await trio.to_thread.run_sync(self.data.store_asked, made)
+        except (OSError, MeshError) as error:  # a full disk: another `serve` loads beside this one, no more
+            log.warning("what this node was started for could not be kept: %s", error)
 
-    async def _remember_peers(self) -> None:
-        """Keep the addresses of members on disk, for the next start."""
-        kept: dict[NodeId, tuple[str, ...]] = {}
-        while True:
-            entries = self.mediator.roster.entries.items()
-            present = {node: entry.body.addresses for node, entry in entries if not entry.left}
-            if present != kept:
-                kept = present
-                try:
-                    await trio.to_thread.run_sync(self.data.store_peers, present)
-                except OSError as error:  # a full disk: the next start may need an invite's address again, no more
-                    log.warning("the addresses of members could not be kept: %s", error)
-            await self.runtime.changed()
+    def _members_at(self) -> dict[NodeId, tuple[str, ...]]:
+        entries = self.mediator.roster.entries.items()
+        return {node: entry.body.addresses for node, entry in entries if not entry.left}
 
     # --- the end --------------------------------------------------------------------------------------------------
 

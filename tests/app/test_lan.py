@@ -8,8 +8,9 @@ import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshnode.app.lan import LOOK_S, Lan, addresses_of, alone, browse, follow
+from meshnode.app.lan import LOOK_S, Found, Lan, addresses_of, alone, browse, follow, remember
 from meshnode.core.node.events import AddressesChanged, PeerFound
+from meshnode.errors import ConfigError
 from meshnode.identity.certificates import Role
 from meshnode.identity.ids import MeshId, NodeId
 from meshnode.io.mdns import PREFIX_CHARACTERS, Hint, open_mdns
@@ -116,3 +117,25 @@ def test_a_machine_that_nobody_can_reach_is_told_what_to_do() -> None:
     assert "--advertise" in alone(("127.0.0.1:8420",), wan=True)[0]
     assert alone(("127.0.0.1:8420", "192.168.1.5:8420"), wan=False) == ()
     assert alone(("example.org:8420",), wan=True) == ()
+
+
+async def test_addresses_that_cannot_be_kept_end_nothing() -> None:
+    """A full disk once ended the node at the next change of the roster."""
+    rosters = [{PEER: ("192.168.1.9:8420",)}, {PEER: ("192.168.1.10:8420",)}]
+    stored: list[Found] = []
+    done = trio.Event()
+
+    def store(found: Found) -> None:
+        stored.append(found)
+        raise ConfigError("peers.json cannot be written", "Free some space.")
+
+    async def changed() -> None:
+        if len(stored) == len(rosters):
+            done.set()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(remember, lambda: rosters[len(stored)], store, changed)
+        await done.wait()
+        nursery.cancel_scope.cancel()
+    assert stored == rosters

@@ -196,6 +196,8 @@ class Ledger:
                 raise self._stale(order.fence)
         elif not below or any(self.held[fence].claim.coordinator != peer for fence in below):
             raise self._stale(order.fence)
+        elif order.fence.term > self.promised.get(order.deployment, 0) + TERM_JUMP:
+            raise self._stale(order.fence)  # no claim was that far ahead either
         word = self._word(order.deployment)
         word.fenced = max(word.fenced, order.fence.term - 1)
         word.promised = max(word.promised, word.fenced)

@@ -339,6 +339,14 @@ def test_everything_below_a_fence_ends_and_never_comes_back() -> None:
     assert refusal(own, claim(term=1, run=9)) == "old_term"
 
 
+def test_a_fence_far_above_what_was_granted_uses_up_no_terms() -> None:
+    own = ledger()
+    serving(own, claim())
+    with pytest.raises(StaleFence):
+        own.fence(A, FenceOff(fence(1 + TERM_JUMP + 1, 2), "d1"))
+    assert own.promised == {"d1": 1}
+
+
 @pytest.mark.parametrize("peer", [A, C])
 def test_who_may_fence_a_node_that_has_only_the_old_run(peer: NodeId) -> None:
     own = ledger()
