@@ -446,7 +446,14 @@ class Node:
     async def _serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
         """What this node was started for, in the place of what it was started for before."""
         made = await self.models.serve(wanted, tokenizer, self.data.asked())
-        await trio.to_thread.run_sync(self.data.store_asked, made)
+        try:
+            await trio.to_thread.run_sync(self.data.store_asked, made)
+        except (OSError, MeshError) as error:  # a full disk: another `serve` loads beside this one, no more
+            log.warning("what this node was started for could not be kept: %s", error)
+
+    def _members_at(self) -> dict[NodeId, tuple[str, ...]]:
+        entries = self.mediator.roster.entries.items()
+        return {node: entry.body.addresses for node, entry in entries if not entry.left}
 
     # --- the end --------------------------------------------------------------------------------------------------
 

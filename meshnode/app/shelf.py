@@ -8,6 +8,7 @@ Invariant: everything that reads a file runs in a thread, and a model is offered
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable
@@ -228,7 +229,8 @@ class Shelf:
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
-        write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
+        with contextlib.suppress(OSError):  # a full disk: the next start has to be told the file again, no more
+            write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
         if digest not in self._sources:  # loaded before: what was opened then gives the same bytes
             files = open_artifacts(model, manifest)
             self._files.append(files)
@@ -239,7 +241,6 @@ class Shelf:
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
         remembered = self._hashed / f"{_identity(model)}.msgpack"
-        self._hashed.mkdir(parents=True, exist_ok=True)
         try:
             return decode_manifest(remembered.read_bytes())
         except (OSError, PeerError):
@@ -250,6 +251,7 @@ class Shelf:
             return True
 
         manifest = build_manifest(model, report)
+        self._hashed.mkdir(parents=True, exist_ok=True)
         write_atomic(remembered, encode_manifest(manifest))
         return manifest
 

@@ -299,6 +299,14 @@ class Ledger:
     def _word(self, deployment: str) -> Word:
         return self.words.setdefault(deployment, Word())
 
+    def _held_by_others(self, claim: Claim) -> Claim | None:
+        """The run of this deployment that another coordinator had loaded here: who claims may take its place."""
+        found = [
+            self.held[fence].claim for fence in self._of_deployment(claim.deployment) if self.held[fence].committed
+        ]
+        others = [each for each in found if each.coordinator != claim.coordinator]
+        return max(others, key=lambda each: each.fence, default=None)
+
     def _of_deployment(self, deployment: str) -> list[Fence]:
         return [fence for fence, run in self.held.items() if run.claim.deployment == deployment]
 
@@ -310,6 +318,7 @@ class Ledger:
         """No, with what the coordinator should know; counted."""
         self.refused += 1
         promised, free = self.promised.get(claim.deployment, 0), max(0, self.free_bytes)
+        holder = self._held_by_others(claim) if holder is None else holder
         fence, coordinator = (None, NodeId("")) if holder is None else (holder.fence, holder.coordinator)
         return Refuse(claim.fence, claim.deployment, reason, message, promised, free, fence, coordinator)
 

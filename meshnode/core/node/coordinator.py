@@ -193,6 +193,8 @@ class Coordinator:
         found = self.of(message.fence)
         if found is not None:
             deployment, run = found
+            if isinstance(message, Refuse) and peer in run.participants:
+                self._learn(deployment, message, now)
             self._obey(deployment, run, run.received(peer, message, now), now)
         elif isinstance(message, Refuse):
             # A run ends with its first refusal; the others still say from which term on a claim is heard.
@@ -201,6 +203,15 @@ class Coordinator:
                 known.term = max(known.term, min(message.promised, known.term + TERM_JUMP - 1))
         elif not isinstance(message, Renewed):
             self._out.send(peer, Abort(message.fence, "unknown"))
+
+    def _learn(self, deployment: Deployment, refused: Refuse, now: float) -> None:
+        """Of a coordinator that is gone a participant has a run loaded, which this node knew nothing of: the next claim
+        takes its place."""
+        fence, holder = refused.holder_fence, refused.holder
+        if fence is None or deployment.current is not None or fence.term > deployment.term:
+            return
+        if is_silent(self._membership, holder, now) and (deployment.inherits is None or deployment.inherits < fence):
+            deployment.inherits, deployment.predecessors = fence, deployment.predecessors | {holder}
 
     def head_reported(self, event: on.HeadOpened | on.HeadFailed | on.HeadDrained, now: float) -> None:
         """The head of a run came through, is empty, or is lost."""
