@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +135,7 @@ class Shelf:
         self._sources: dict[str, ModelSource] = {}
         self.store = ArtifactStore(cache, GgufLayouts())
         self.library = Library(self.store)
-        self._files: list[ModelArtifacts] = []
+        self._files: dict[str, ModelArtifacts] = {}
         self._footprints: dict[str, ModelFootprint] = {}
         self._readers = trio.CapacityLimiter(READERS)
         self.fetched_bytes = 0
@@ -147,14 +147,31 @@ class Shelf:
         Raises ModelError for anything that is no usable GGUF.
         """
         reading = partial(self._open, path, progress)
-        local = await trio.to_thread.run_sync(reading, abandon_on_cancel=True, limiter=self._readers)
-        self._models[local.digest] = local
+        model, local = await trio.to_thread.run_sync(reading, abandon_on_cancel=True, limiter=self._readers)
+        # Not abandoned: somebody has to close them.
+        files = await trio.to_thread.run_sync(open_artifacts, model, local.manifest, limiter=self._readers)
+        source = ModelSource(local.manifest, files.read)
+        self._drop(local.digest)
+        self._models[local.digest], self._files[local.digest] = local, files
+        self._sources[local.digest] = source
+        self.library.add(source)
         return local
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Let go of the files of all other models: each holds descriptors of this process."""
+        for digest in self._files.keys() - digests:
+            self._drop(digest)
 
     def close(self) -> None:
         """Let go of the model files; nothing is offered any more."""
-        while self._files:
-            self._files.pop().close()
+        self.keep(())
+
+    def _drop(self, digest: str) -> None:
+        files = self._files.pop(digest, None)
+        if files is not None:
+            del self._models[digest], self._sources[digest]
+            self.library.remove(digest)
+            files.close()
 
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         """The files that `order` needs. Raises MeshError."""
@@ -222,19 +239,14 @@ class Shelf:
             )
         return SlicePaths(prepared.path, prepared.embedding, needed_bytes(self._footprints[digest], order))
 
-    def _open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
+    def _open(self, path: Path, progress: Callable[[int, int], None]) -> tuple[GgufModel, LocalModel]:
         model = open_model(path)
         name = model_name(path)
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
         manifest = self._manifest(model, progress)
         digest = manifest_digest(manifest)
         write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
-        files = open_artifacts(model, manifest)
-        self._files.append(files)
-        source = ModelSource(manifest, files.read)
-        self._sources[digest] = source
-        self.library.add(source)
-        return LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
+        return model, LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
         remembered = self._hashed / f"{_identity(model)}.msgpack"
