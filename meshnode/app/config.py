@@ -21,6 +21,8 @@ import platformdirs
 
 from meshnode.core.planning.footprint import KV_BLOCK_BYTES
 from meshnode.errors import ConfigError
+from meshnode.io.transport.addresses import split_address
+from meshnode.wire.limits import ADDRESSES
 
 MESH_PORT = 8420
 API_PORT = 8421
@@ -254,10 +256,15 @@ def _check_hosts(settings: Settings) -> None:
             f"--api-host {settings.api_host} would let everybody in the network use the endpoint, unencrypted",
             hint="keep it on 127.0.0.1 (every node of the mesh has its own endpoint), or add --insecure",
         )
+    if len(settings.advertise) > ADDRESSES:
+        raise ConfigError(
+            f"--advertise names {len(settings.advertise)} addresses", hint=f"an announcement has room for {ADDRESSES}"
+        )
     for place in settings.advertise:
-        host, _, port = place.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ConfigError(f"--advertise {place!r} is not host:port")
+        try:
+            split_address(place)
+        except ConfigError as error:
+            raise ConfigError(f"--advertise: {error}", hint=error.hint) from None
 
 
 def _is_address(text: str) -> bool:

@@ -71,8 +71,8 @@ def test_r99_an_empty_address_list_is_off_in_every_spelling(tmp_path: Path, text
 
 
 def test_r99_a_given_address_list_is_checked_and_passed_verbatim(tmp_path: Path) -> None:
-    settings = Settings.load({"data": tmp_path, "advertise": "mesh.example:8420, 10.0.0.2:99"}, {})
-    assert settings.advertise == ("mesh.example:8420", "10.0.0.2:99")
+    settings = Settings.load({"data": tmp_path, "advertise": "mesh.example:8420, 10.0.0.2:99, [2001:db8::1]:8420"}, {})
+    assert settings.advertise == ("mesh.example:8420", "10.0.0.2:99", "[2001:db8::1]:8420")
 
 
 @pytest.mark.parametrize("written", ["lane = 3", "lanes = ", "lanes = 'many'", "lanes = 0", "[api]\nport = 1"])
@@ -98,6 +98,10 @@ def test_a_bad_value_names_the_place_it_came_from(tmp_path: Path) -> None:
         {"api_host": "192.168.1.9"},
         {"advertise": ("nohost",)},
         {"advertise": ("host:0",)},
+        {"advertise": ("2001:db8::1:8420",)},
+        {"advertise": ("host:\u0664\u0662",)},
+        {"advertise": ("bell\a:8420",)},
+        {"advertise": tuple(f"10.0.0.{number}:8420" for number in range(9))},
         {"name": "x" * 64},
         {"name": "bell\a"},
         {"lanes": 0},
