@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.runtime import Disk, Runtime, ends_by_bug
+from meshnode.app.runtime import EVENTS, Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, LinkClosed, Received, StageReported, Stopping
@@ -278,3 +278,15 @@ async def test_a_write_that_failed_is_made_up_for_and_the_node_is_well_again(
     disk.full = False
     await trio.sleep(3.5)
     assert (node.runtime.sick, disk.written) == ("", [b"it"])
+
+
+async def test_events_that_come_when_the_node_has_ended_hold_nobody_up() -> None:
+    node = Node(lambda event: [])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.runtime.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for _ in range(EVENTS + 1):
+        await node.runtime.post(Stopping())
+    node.runtime.hint(Stopping())
+    assert node.mediator.handled == []
