@@ -25,9 +25,13 @@ from meshnode.wire.limits import REQUEST_BODY, REQUEST_FRAME
 PIECE: Final = REQUEST_FRAME // 2
 """Of a body; the rest of a frame is room for growth."""
 ANSWER_S: Final = 900.0
-"""Until the answer begins: a non-streamed answer begins when it is complete."""
+"""Until the answer begins: a non-streamed answer begins when it is complete, and nothing is heard before. Generous on
+purpose: 900 s are 4,500 tokens at five a second; whoever wants more, or to know sooner, streams."""
 ASKED_S: Final = 60.0
 """For a whole request: 32 MiB at 5 Mbit/s, the slowest Wi-Fi; a peer that stalls must not keep its stream."""
+SILENT_S: Final = 60.0
+"""Without a piece of an answer that has begun: the endpoint over there pings in every stream (io.http.answer) six times
+as often, and other answers come whole. A process that stands still keeps its connections open."""
 HEADER_CHARACTERS: Final = 4096
 """Of one header or path: half of what HTTP servers take for a whole line."""
 HEADERS: Final = 32
@@ -72,9 +76,14 @@ async def ask(stream: Stream, request: PassedRequest) -> AsyncIterator[StreamedA
     try:
         headers = tuple(pair for pair in request.headers if all(map(_is_plain, pair)))
         asked = Asked(request.method, request.path, headers, len(request.body))
-        await stream.send_frame(msgspec.msgpack.encode(asked))
-        for at in range(0, len(request.body), PIECE):
-            await stream.send_frame(request.body[at : at + PIECE])
+        sent = False
+        with trio.move_on_after(ASKED_S):  # who takes it waits no longer either
+            await stream.send_frame(msgspec.msgpack.encode(asked))
+            for at in range(0, len(request.body), PIECE):
+                await stream.send_frame(request.body[at : at + PIECE])
+            sent = True
+        if not sent:
+            raise LinkLost("the node that serves this model did not take the request in time")
         begun: Answering | None = None
         with trio.move_on_after(ANSWER_S):
             begun = _decode(await stream.receive_frame(), Answering)
@@ -143,8 +152,14 @@ async def _cancel_when_gone(stream: Stream, scope: trio.CancelScope) -> None:
 
 
 async def _pieces(stream: Stream) -> AsyncIterator[bytes]:
-    while piece := await stream.receive_frame():
+    while piece := await _piece(stream):
         yield piece
+
+
+async def _piece(stream: Stream) -> bytes:
+    with trio.move_on_after(SILENT_S):
+        return await stream.receive_frame()
+    raise LinkLost("the node that serves this model stopped answering")
 
 
 def _decode(frame: bytes, kind: type[_T]) -> _T:

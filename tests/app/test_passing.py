@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from meshnode.app.passing import ANSWER_S, ASKED_S, PIECE, Answering, Asked, answer, ask
+from meshnode.app.passing import ANSWER_S, ASKED_S, PIECE, SILENT_S, Answering, Asked, answer, ask
 from meshnode.errors import LinkLost, PeerError
 from meshnode.io.http.backend import PassedRequest
 from meshnode.io.http.endpoint import build_endpoint
@@ -226,6 +226,58 @@ async def test_a_head_that_never_answers_is_given_up(head: Head, nursery: trio.N
         await waiting.wait()
         await wait_all_tasks_blocked()
         mock_clock.jump(ANSWER_S)
+
+
+async def test_a_head_that_stops_in_the_middle_of_its_answer_is_given_up(
+    head: Head, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """A frozen process: its machine keeps the connection alive, and nothing comes."""
+    waiting, other = trio.Event(), Member(head.member.credentials)
+
+    async def frozen(stream: Stream) -> None:
+        await stream.receive_frame()
+        await stream.send_frame(msgspec.msgpack.encode(Answering(200, ())))
+        await stream.send_frame(b"data: H\n\n")
+        waiting.set()
+        await trio.sleep_forever()
+
+    pieces: list[bytes] = []
+
+    async def asking(stream: Stream) -> None:
+        with pytest.raises(LinkLost, match="stopped answering"):
+            async with ask(stream, request()) as answered:
+                pieces.extend([piece async for piece in answered.chunks])
+
+    await other.listen(nursery, frozen)
+    stream = await head.asker.dial(other, StreamClass.REQUEST)
+    async with trio.open_nursery() as both:
+        both.start_soon(asking, stream)
+        await waiting.wait()
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(SILENT_S)
+
+
+async def test_a_node_that_does_not_take_a_request_is_given_up(
+    head: Head, nursery: trio.Nursery, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's buffers hold megabytes of a peer that does not read: an endless frame stands for them."""
+    sending = trio.Event()
+
+    async def stuck(self: Stream, payload: bytes) -> None:
+        sending.set()
+        await trio.sleep_forever()
+
+    async def asking() -> None:
+        with pytest.raises(LinkLost, match="did not take the request"):
+            async with ask(stream, request()):
+                pass
+
+    stream = await head.dial()
+    monkeypatch.setattr(Stream, "send_frame", stuck)
+    async with trio.open_nursery() as both:
+        both.start_soon(asking)
+        await sending.wait()
+        mock_clock.jump(ASKED_S)
 
 
 def test_what_begins_an_answer_says_a_status_that_http_has() -> None:
