@@ -25,7 +25,7 @@ from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import Lost, ModelError, PeerError, StageError, Unavailable
 from meshnode.identity.ids import NodeId, short
-from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource
+from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource, PreparedSlice
 from meshnode.io.artifacts.holdings import METADATA_FILE
 from meshnode.io.artifacts.shapes import Sink, Source
 from meshnode.io.disk.atomic import write_atomic
@@ -186,6 +186,10 @@ class Shelf:
             sources: list[Source] = [Remote(node, self._open_bulk, stack) for node in named if node != self._own]
             return await self._prepare(order, sources, progress)
 
+    def release(self, paths: SlicePaths) -> None:
+        """A stage that got these files uses them no more."""
+        self.store.release(paths.slice, paths.embedding)
+
     async def cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Slices on disk, whole and verified: layer ranges by manifest digest."""
         return await trio.to_thread.run_sync(self._cached)
@@ -228,6 +232,13 @@ class Shelf:
     async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
         prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
         self.fetched_bytes += prepared.fetched_bytes
+        try:
+            return SlicePaths(prepared.path, prepared.embedding, await self._needed(order, prepared))
+        except BaseException:
+            self.store.release(prepared.path, prepared.embedding)
+            raise
+
+    async def _needed(self, order: Prepare, prepared: PreparedSlice) -> int:
         if prepared.manifest.layers != order.layers:
             raise PeerError("the order names another number of layers than the manifest")
         digest = order.manifest_digest
@@ -237,7 +248,7 @@ class Shelf:
             self._footprints = (
                 {**self._footprints, digest: found} if len(self._footprints) < FOOTPRINTS else {digest: found}
             )
-        return SlicePaths(prepared.path, prepared.embedding, needed_bytes(self._footprints[digest], order))
+        return needed_bytes(self._footprints[digest], order)
 
     def _open(self, path: Path, progress: Callable[[int, int], None]) -> tuple[GgufModel, LocalModel]:
         model = open_model(path)
