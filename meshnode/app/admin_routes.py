@@ -25,6 +25,7 @@ from meshnode.core.node.mediator import Mediator
 from meshnode.core.node.status import NodeStatus
 from meshnode.errors import ConfigError
 from meshnode.identity.certificates import Role
+from meshnode.identity.invite_book import LONGEST_LIFE
 from meshnode.identity.invites import MOST_ADDRESSES, format_invite
 from meshnode.io.http.access import admin_route
 from meshnode.io.http.body import decode, read_body
@@ -72,7 +73,10 @@ class AdminRoutes:
         if asked.role not in tuple(Role):
             raise ConfigError(f"{asked.role!r} is not a role", "member or client")
         addresses = self._mediator.me.addresses[:MOST_ADDRESSES]
-        life = timedelta(seconds=asked.expires_s)
+        longest = int(LONGEST_LIFE.total_seconds())
+        life = timedelta(
+            seconds=max(0, min(asked.expires_s, longest + 1))
+        )  # refused, where no timedelta holds it either
         invite = await desk.invite(addresses, asked.uses, life, Role(asked.role))
         return InviteIssued(format_invite(invite), invite.invite_id.hex(), invite.expires)
 

@@ -25,6 +25,8 @@ OUTGOING = 512
 """Messages waiting for a slow peer: a whole roster of announcements; beyond, the link is closed and redialed."""
 SEND_S = 10.0
 """One frame: a peer that takes longer to read 64 KiB is as good as lost."""
+LAST_WORD_S = 60.0
+"""For the end of a link to be told while the mediator's queue is full: as long as a disk may stall under a write."""
 CROSSWISE_S = 2.0
 """For the other end to accept our dial and let go of its own; below the grace of a lost link (links.GRACE_S)."""
 
@@ -112,18 +114,19 @@ class ControlLinks:
                 return
             present.close("replaced")
         self._links[link.peer] = link
-        await self._post(LinkOpened(link.peer))
         try:
+            await self._post(LinkOpened(link.peer))
             with link.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write, link)
                     await self._read(link)
         finally:
             link.into.close()
+            link.written.set()  # also where nothing was begun: `drain` waits for it
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]
-                # Shielded: a replaced link's end must be told. Bounded: when the whole node ends, nobody listens.
-                with trio.move_on_after(1, shield=True):
+                # Shielded: the mediator would believe in the link for ever. When the node ends, `post` returns at once.
+                with trio.move_on_after(LAST_WORD_S, shield=True):
                     await self._post(LinkClosed(link.peer, link.reason or "closed"))
 
     async def _read(self, link: _Link) -> None:

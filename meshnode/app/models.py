@@ -221,10 +221,12 @@ class Models:
         await self._loop.post(ModelOpened(demand.deployment, loaded.servable.local.footprint))
 
     async def recall(self) -> None:
-        """Offer the files of models that are wanted, where this node had them before."""
+        """Offer the files of models that are wanted, where this node had them before, and no others."""
         tried: set[str] = set()
         while True:
-            for demand in self._mediator.register.demands.wanted():
+            wanted = self._mediator.register.demands.wanted()
+            tried &= {demand.manifest_digest for demand in wanted}
+            for demand in wanted:
                 path = None if demand.manifest_digest in tried else self._shelf.remembered(demand.manifest_digest)
                 tried.add(demand.manifest_digest)
                 if path is not None and demand.manifest_digest not in self._shelf.offered:
@@ -232,7 +234,14 @@ class Models:
                         await self._shelf.open(path, lambda done, total: None)
                     except MeshError as error:
                         log.warning("%s is wanted, and its file cannot be used: %s", demand.model, error)
+            self._shelf.keep(self._used())
             await self._loop.changed()
+
+    def _used(self) -> set[str]:
+        """Manifests of the models that somebody wants, that are loaded here, or that a run on this node is made of."""
+        demands, held = self._mediator.register.demands.wanted(), self._mediator.ledger.held.values()
+        runs = {run.claim.manifest_digest for run in held}
+        return runs | {each.manifest_digest for each in demands} | {loaded.digest for loaded in self._loaded}
 
     async def _opened(self, demand: Demand) -> _Loaded:
         """The model with its vocabulary, which stays as long as this node coordinates it. Raises MeshError."""

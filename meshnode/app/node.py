@@ -439,10 +439,6 @@ class Node:
                 known, told = present, cached
             await self.runtime.changed()
 
-    def _members_at(self) -> dict[NodeId, tuple[str, ...]]:
-        entries = self.mediator.roster.entries.items()
-        return {node: entry.body.addresses for node, entry in entries if not entry.left}
-
     async def _serve(self, wanted: Wanted, tokenizer: Tokenizer) -> None:
         """What this node was started for, in the place of what it was started for before."""
         made = await self.models.serve(wanted, tokenizer, self.data.asked())

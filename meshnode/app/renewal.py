@@ -38,8 +38,9 @@ async def renewed(
     """
     now = datetime.now(UTC)
     if held.issuer is None or held.issuer.certificate.not_valid_after_utc <= now:
-        data.renew(await renew(held.credentials, addresses, now, revoked))
-    fresh = data.membership(now)
+        credentials = await renew(held.credentials, addresses, now, revoked)
+        await trio.to_thread.run_sync(data.renew, credentials)  # a slow disk must not hold up the event loop
+    fresh = await trio.to_thread.run_sync(data.membership, now)
     assert fresh is not None, "a member stays one"
     return fresh
 

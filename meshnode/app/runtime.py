@@ -165,14 +165,17 @@ class Runtime:
         self._links, self._stages, self._heads, self._models = links, stages, heads, models
 
     async def post(self, event: Event) -> None:
-        """Hand in an event; waits for room."""
-        await self._into.send(event)
+        """Hand in an event; waits for room. Of no effect once `run` has ended."""
+        try:
+            await self._into.send(event)
+        except trio.BrokenResourceError:
+            log.debug("%s came when the node had ended", type(event).__name__)
 
     def hint(self, event: Event) -> None:
         """Hand in an event that may be lost: a later one of its kind replaces it."""
         try:
             self._into.send_nowait(event)
-        except trio.WouldBlock:
+        except (trio.WouldBlock, trio.BrokenResourceError):
             pass
 
     async def changed(self) -> None:
@@ -181,7 +184,7 @@ class Runtime:
 
     async def run(self) -> None:
         """Handle events until cancelled."""
-        async with trio.open_nursery() as nursery:
+        async with self._events, trio.open_nursery() as nursery:
             while True:
                 deadline = self.mediator.deadline()
                 wake = min(deadline if deadline is not None else trio.current_time() + 1e9, self._latest())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from meshnode.core.planning.footprint import KV_BLOCK_BYTES, ModelFootprint
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import Lost, ModelError, PeerError, StageError, Unavailable
 from meshnode.identity.ids import NodeId, short
-from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource
+from meshnode.io.artifacts import ArtifactStore, BulkClient, Library, ModelSource, PreparedSlice
 from meshnode.io.artifacts.holdings import METADATA_FILE
 from meshnode.io.artifacts.shapes import Sink, Source
 from meshnode.io.disk.atomic import write_atomic
@@ -136,7 +136,7 @@ class Shelf:
         self._sources: dict[str, ModelSource] = {}
         self.store = ArtifactStore(cache, GgufLayouts())
         self.library = Library(self.store)
-        self._files: list[ModelArtifacts] = []
+        self._files: dict[str, ModelArtifacts] = {}
         self._footprints: dict[str, ModelFootprint] = {}
         self._readers = trio.CapacityLimiter(READERS)
         self.fetched_bytes = 0
@@ -148,14 +148,31 @@ class Shelf:
         Raises ModelError for anything that is no usable GGUF.
         """
         reading = partial(self._open, path, progress)
-        local = await trio.to_thread.run_sync(reading, abandon_on_cancel=True, limiter=self._readers)
-        self._models[local.digest] = local
+        model, local = await trio.to_thread.run_sync(reading, abandon_on_cancel=True, limiter=self._readers)
+        # Not abandoned: somebody has to close them.
+        files = await trio.to_thread.run_sync(open_artifacts, model, local.manifest, limiter=self._readers)
+        source = ModelSource(local.manifest, files.read)
+        self._drop(local.digest)
+        self._models[local.digest], self._files[local.digest] = local, files
+        self._sources[local.digest] = source
+        self.library.add(source)
         return local
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Let go of the files of all other models: each holds descriptors of this process."""
+        for digest in self._files.keys() - digests:
+            self._drop(digest)
 
     def close(self) -> None:
         """Let go of the model files; nothing is offered any more."""
-        while self._files:
-            self._files.pop().close()
+        self.keep(())
+
+    def _drop(self, digest: str) -> None:
+        files = self._files.pop(digest, None)
+        if files is not None:
+            del self._models[digest], self._sources[digest]
+            self.library.remove(digest)
+            files.close()
 
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         """The files that `order` needs. Raises MeshError."""
@@ -169,6 +186,10 @@ class Shelf:
         async with AsyncExitStack() as stack:
             sources: list[Source] = [Remote(node, self._open_bulk, stack) for node in named if node != self._own]
             return await self._prepare(order, sources, progress)
+
+    def release(self, paths: SlicePaths) -> None:
+        """A stage that got these files uses them no more."""
+        self.store.release(paths.slice, paths.embedding)
 
     async def cached(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Slices on disk, whole and verified: layer ranges by manifest digest."""
@@ -212,6 +233,13 @@ class Shelf:
     async def _prepare(self, order: Prepare, sources: list[Source], progress: Callable[[int, int], None]) -> SlicePaths:
         prepared = await self.store.prepare(order.manifest_digest, order.first, order.last, sources, progress)
         self.fetched_bytes += prepared.fetched_bytes
+        try:
+            return SlicePaths(prepared.path, prepared.embedding, await self._needed(order, prepared))
+        except BaseException:
+            self.store.release(prepared.path, prepared.embedding)
+            raise
+
+    async def _needed(self, order: Prepare, prepared: PreparedSlice) -> int:
         if prepared.manifest.layers != order.layers:
             raise PeerError("the order names another number of layers than the manifest")
         digest = order.manifest_digest
@@ -221,9 +249,9 @@ class Shelf:
             self._footprints = (
                 {**self._footprints, digest: found} if len(self._footprints) < FOOTPRINTS else {digest: found}
             )
-        return SlicePaths(prepared.path, prepared.embedding, needed_bytes(self._footprints[digest], order))
+        return needed_bytes(self._footprints[digest], order)
 
-    def _open(self, path: Path, progress: Callable[[int, int], None]) -> LocalModel:
+    def _open(self, path: Path, progress: Callable[[int, int], None]) -> tuple[GgufModel, LocalModel]:
         model = open_model(path)
         name = model_name(path)
         footprint_of(model, "", name)  # what cannot be planned is said before an hour of hashing
@@ -231,13 +259,7 @@ class Shelf:
         digest = manifest_digest(manifest)
         with contextlib.suppress(OSError):  # a full disk: the next start has to be told the file again, no more
             write_atomic(self._hashed / f"{digest}.path", str(path.absolute()).encode())
-        if digest not in self._sources:  # loaded before: what was opened then gives the same bytes
-            files = open_artifacts(model, manifest)
-            self._files.append(files)
-            source = ModelSource(manifest, files.read)
-            self._sources[digest] = source
-            self.library.add(source)
-        return LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
+        return model, LocalModel(path, name, manifest, digest, footprint_of(model, digest, name))
 
     def _manifest(self, model: GgufModel, progress: Callable[[int, int], None]) -> Manifest:
         remembered = self._hashed / f"{_identity(model)}.msgpack"

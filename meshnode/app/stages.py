@@ -59,7 +59,11 @@ class Slices(Protocol):
     """Where slices come from (app.shelf)."""
 
     async def obtain(self, order: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
-        """The files that `order` needs, fetched and verified. Raises MeshError."""
+        """The files that `order` needs, fetched and verified, which stay until `release`. Raises MeshError."""
+        ...
+
+    def release(self, paths: SlicePaths) -> None:
+        """They are used no more."""
         ...
 
 
@@ -126,6 +130,8 @@ class Stages:
         self._running: dict[tuple[Fence, int], _Running] = {}
         self._kept: dict[tuple[Fence, int], _Running] = {}
         """Loaded stages that wait for the order of the run that adopts them."""
+        self._fetched: dict[tuple[Fence, int], SlicePaths] = {}
+        """Files that a run has here and loads when there is room."""
         self._ending: set[trio.Event] = set()
         self._barred: Callable[[NodeId], bool] = lambda node: False
 
@@ -148,7 +154,7 @@ class Stages:
         try:
             with running.scope:
                 if order.hold:
-                    await self._slices.obtain(order, self._reporter(running, "fetching"))
+                    running.paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
                 else:
                     for ended in list(self._ending):
                         await ended.wait()
@@ -158,10 +164,19 @@ class Stages:
         finally:
             self._seats.close(running.order.upstream.token)
             self._forget(running)
+            if running.paths is not None:
+                self._keep_files(running, running.paths)
             self._ending.discard(running.ended)
             running.ended.set()
         if order.hold and not running.scope.cancelled_caught:
             await self._post(StageReported(Fetched(order.fence, order.stage)))
+
+    def _keep_files(self, running: _Running, paths: SlicePaths) -> None:
+        """Only what was fetched for later, and not stopped meanwhile, is needed on the disk."""
+        if running.order.hold and not running.scope.cancel_called and running.key not in self._fetched:
+            self._fetched[running.key] = paths
+        else:
+            self._slices.release(paths)
 
     async def connect(self, fence: Fence) -> None:
         """Dial the downstream of every stage of `fence` here."""
@@ -176,6 +191,8 @@ class Stages:
     def stop(self, fence: Fence, kept: tuple[Kept, ...] = ()) -> None:
         """End the stages of `fence`, but those that another run keeps; a Prepare that follows waits until they are
         gone."""
+        for key in [key for key in self._fetched if key[0] == fence]:
+            self._slices.release(self._fetched.pop(key))
         places = {place.before: (place.fence, place.stage) for place in kept}
         for key, running in [*self._running.items(), *self._kept.items()]:
             if key[0] != fence:
@@ -280,9 +297,8 @@ class Stages:
 
     async def _run(self, running: _Running) -> None:
         order = running.order
-        paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
+        running.paths = paths = await self._slices.obtain(order, self._reporter(running, "fetching"))
         await trio.to_thread.run_sync(_check_claim, paths, running.reserved_bytes)
-        running.paths = paths
         async with trio.open_nursery() as nursery:
             name = f"stage {order.stage} ({order.fence.run[:8]})"
             threads, lock, heard = self._hosting.threads, self._hosting.lock, self._listener(running)

@@ -246,3 +246,37 @@ async def test_a_crosswise_link_that_is_not_let_go_of_is_closed(two: Two, mock_c
         await stream.receive_frame()
     await stream.aclose()
     assert two.low.events == before
+
+
+async def test_the_end_of_a_link_is_told_however_long_the_mediator_is_busy(two: Two, mock_clock: MockClock) -> None:
+    await two.linked()
+    busy, told = trio.Event(), two.low.links._post
+
+    async def full(event: Event) -> None:
+        await busy.wait()
+        await told(event)
+
+    two.low.links._post = full
+    two.low.links.close(two.high.member.node, "over")
+    await two.high.until(LinkClosed(two.low.member.node, "the peer closed the connection"))
+    mock_clock.jump(5)
+    await wait_all_tasks_blocked()
+    busy.set()
+    await two.low.until(LinkClosed(two.high.member.node, "over"))
+
+
+async def test_a_link_that_ends_before_it_could_be_told_of_leaves_nothing(two: Two) -> None:
+    waiting = trio.Event()
+
+    async def full(event: Event) -> None:
+        if isinstance(event, LinkOpened):
+            waiting.set()
+            await trio.sleep_forever()
+
+    two.low.links._post = full
+    async with trio.open_nursery() as dialing:
+        dialing.start_soon(two.low.links.dial, two.high.member.node, two.high.member.addresses)
+        await waiting.wait()
+        dialing.cancel_scope.cancel()
+    assert two.low.links._links == {}
+    await two.low.links.drain()

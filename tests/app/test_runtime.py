@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.hops import HopSeats
-from meshnode.app.runtime import BUG, Disk, Runtime, ends_by_bug
+from meshnode.app.runtime import BUG, EVENTS, Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
 from meshnode.core.node import effects as do
 from meshnode.core.node.events import Event, LinkClosed, ModelNotOpened, Received, StageReported, Stopping
@@ -67,6 +68,7 @@ class Shelf:
     def __init__(self) -> None:
         self.asked = 0
         self.cancelled = 0
+        self.released: list[SlicePaths] = []
 
     async def obtain(self, wanted: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
         self.asked += 1
@@ -76,6 +78,9 @@ class Shelf:
             self.cancelled += 1
             raise
         return SlicePaths(Path("never"))
+
+    def release(self, paths: SlicePaths) -> None:
+        self.released.append(paths)
 
 
 class Links:
@@ -229,6 +234,28 @@ async def test_a_slice_larger_than_what_was_claimed_for_it_is_not_loaded(nursery
     (told,) = [event.report for event in node.mediator.handled if isinstance(event, StageReported)]
     assert isinstance(told, Failed)
     assert told.reason == "claim_mismatch"
+    assert node.stages._slices.released == [SlicePaths(path)]
+
+
+async def test_what_was_fetched_for_later_stays_until_its_run_ends(nursery: trio.Nursery, tmp_path: Path) -> None:
+    path = tmp_path / "slice.gguf"
+    later = msgspec.structs.replace(order(), hold=True)
+    orders: list[list[do.Effect]] = [[do.PrepareStage(later, BYTES)], [do.StopStages(FENCE)]]
+
+    class Found(Shelf):
+        async def obtain(self, wanted: Prepare, progress: Callable[[int, int], None]) -> SlicePaths:
+            return SlicePaths(path)
+
+    node = Node(lambda event: orders.pop(0) if isinstance(event, Stopping) else [])
+    node.stages._slices = slices = Found()
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    while not any(isinstance(event, StageReported) for event in node.mediator.handled):
+        await node.runtime.changed()
+    assert slices.released == []
+    await node.runtime.post(Stopping())
+    await wait_all_tasks_blocked(0.01)
+    assert slices.released == [SlicePaths(path)]
 
 
 class FullDisk:
@@ -251,7 +278,7 @@ def on_a_full_disk(effects: list[do.Effect]) -> tuple[Node, FullDisk]:
 
 
 async def test_behind_a_failed_write_nothing_is_promised_and_everything_that_frees_still_happens(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    nursery: trio.Nursery,
 ) -> None:
     """An order to fence off is [Persist, StopStages]: the ledger booked the memory out already."""
     said: list[NodeId] = []
@@ -268,7 +295,9 @@ async def test_behind_a_failed_write_nothing_is_promised_and_everything_that_fre
     node.links.send = lambda peer, message: said.append(peer)
     nursery.start_soon(node.runtime.run)
     await node.runtime.post(Stopping())
-    await trio.sleep(0.5)
+    while not node.links.closed:
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked(0.01)
     assert said == []
     assert not node.stages._running, "the stage that was fenced off is gone"
     assert node.shelf.asked == node.shelf.cancelled
@@ -276,7 +305,7 @@ async def test_behind_a_failed_write_nothing_is_promised_and_everything_that_fre
 
 
 async def test_a_write_that_succeeds_does_not_let_out_what_stands_behind_one_that_failed(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+    nursery: trio.Nursery,
 ) -> None:
     said: list[NodeId] = []
     node, disk = on_a_full_disk([do.Persist(b"ledger"), do.KeepDemands(b"demands"), do.Send(PEER, Ping(1))])
@@ -285,7 +314,7 @@ async def test_a_write_that_succeeds_does_not_let_out_what_stands_behind_one_tha
     node.links.send = lambda peer, message: said.append(peer)
     nursery.start_soon(node.runtime.run)
     await node.runtime.post(Stopping())
-    await trio.sleep(0.5)
+    await node.runtime.changed()
     assert (demands, said) == ([b"demands"], [])
 
 
@@ -296,8 +325,21 @@ async def test_a_write_that_failed_is_made_up_for_and_the_node_is_well_again(
     node, disk = on_a_full_disk([effect])
     nursery.start_soon(node.runtime.run)
     await node.runtime.post(Stopping())
-    await trio.sleep(3.5)
+    await node.runtime.changed()
     assert "No space left" in node.runtime.sick
     disk.full = False
-    await trio.sleep(3.5)
+    while node.runtime.sick:
+        await node.runtime.changed()
     assert (node.runtime.sick, disk.written) == ("", [b"it"])
+
+
+async def test_events_that_come_when_the_node_has_ended_hold_nobody_up() -> None:
+    node = Node(lambda event: [])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.runtime.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    for _ in range(EVENTS + 1):
+        await node.runtime.post(Stopping())
+    node.runtime.hint(Stopping())
+    assert node.mediator.handled == []

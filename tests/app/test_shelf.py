@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -173,3 +174,35 @@ async def test_where_a_model_lay_is_remembered_as_long_as_it_lies_there(tmp_path
     assert again.remembered("0" * 64) is None
     path.unlink()
     assert again.remembered(local.digest) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted as Linux shows them")
+async def test_a_model_that_is_read_again_or_used_no_more_holds_no_descriptor(tmp_path: Path) -> None:
+    def held() -> int:
+        links = (Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        return sum(str(tmp_path) in os.readlink(link) for link in links if link.is_symlink())
+
+    one, two = build(tmp_path / "one.gguf", layers=2), build(tmp_path / "two.gguf", layers=3)
+    shelf = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    for _ in range(3):
+        first, second = [await shelf.open(path, lambda done, total: None) for path in (one, two)]
+    assert held() == 2
+    shelf.keep({first.digest})
+    assert held() == 1
+    assert shelf.offered == {first.digest}
+    assert shelf.library.find(first.digest, "layer.1") is not None
+    assert shelf.library.find(second.digest, "layer.1") is None
+    shelf.close()
+    assert held() == 0
+
+
+async def test_what_was_being_read_when_its_model_was_unloaded_is_an_error_and_no_other_files_bytes(
+    tmp_path: Path,
+) -> None:
+    shelf = Shelf(tmp_path / "cache", nowhere, NodeId("own"))
+    model = await shelf.open(build(tmp_path / "one.gguf", layers=2), lambda done, total: None)
+    found = shelf.library.find(model.digest, "layer.1")
+    assert found is not None
+    shelf.keep(())
+    with pytest.raises(ModelError, match="unloaded"):
+        found[1](0, 1)

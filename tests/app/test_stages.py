@@ -52,6 +52,9 @@ class Disk:
         await trio.lowlevel.checkpoint()
         return SlicePaths(self._path)
 
+    def release(self, paths: SlicePaths) -> None:
+        pass
+
 
 async def nobody(node: NodeId, token: bytes) -> socket.socket:
     raise LinkLost("nobody is dialed in this test")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,15 +76,16 @@ class ArtifactStore(Holdings):
         super().__init__(root)
         self._layouts = layouts
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
-        self._in_use: set[Path] = set()
+        self._users: Counter[Path] = Counter()
+        """Of files that must not go: preparations under way, and whoever has not said `release`."""
 
     async def prepare(
         self, digest: str, first: int, last: int, sources: Sequence[Source], progress: Progress | None = None
     ) -> PreparedSlice:
         """Have the slice [first, last) and what goes with it, verified; cached files first, then `sources` in order.
 
-        Cancelled or failed, it goes on next time where it was. Errors: PeerError (wrong bytes, refusals), LinkLost,
-        ConfigError (disk), ModelError (this slice cannot be laid out).
+        The files stay until `release`. Cancelled or failed, it goes on next time where it was. Errors: PeerError (wrong
+        bytes, refusals), LinkLost, ConfigError (disk), ModelError (this slice cannot be laid out).
         """
         tally = _Tally(digest, sources, progress)
         self.directory(digest)
@@ -97,6 +98,14 @@ class ArtifactStore(Holdings):
         finally:
             if not turn.locked():  # nobody waits either: a coordinator may name any number of digests
                 self._locks.pop(digest, None)
+
+    def release(self, *files: Path | None) -> None:
+        """One user less of each of these files, which `prepare` gave; what nobody uses may make room for others."""
+        for file in files:
+            if file is not None and file in self._users:
+                self._users[file] -= 1
+                if not self._users[file]:
+                    del self._users[file]
 
     async def _manifest(self, digest: str, sources: Sequence[Source]) -> Manifest:
         """The manifest, cached or from the first source that has it."""
@@ -150,6 +159,19 @@ class ArtifactStore(Holdings):
         files = [(path, partial(self._layouts.slice, metadata, manifest, first, last))]
         if embedding is not None:
             files.append((embedding, partial(self._layouts.embedding, metadata, manifest)))
+        self._users.update(file for file, _ in files)
+        try:
+            await self._put_together(tally, manifest, files)
+            await trio.to_thread.run_sync(self.drop_superseded, digest, frozenset(self._users))
+        except BaseException:
+            self.release(path, embedding)
+            raise
+        return PreparedSlice(path, embedding, metadata, manifest, tally.fetched, tally.copied)
+
+    async def _put_together(
+        self, tally: _Tally, manifest: Manifest, files: Sequence[tuple[Path, Callable[[], LayoutShape]]]
+    ) -> None:
+        """Have every file whole, from what lies here and from the sources."""
         parts: list[PartFile] = []
         try:
             for file, lay_out in files:
@@ -159,7 +181,6 @@ class ArtifactStore(Holdings):
             missing = sum(item.size for part in parts for item in part.missing())
             tally.total = sum(item.size for part in parts for item in part.artifacts.values())
             tally.done = tally.total - missing
-            self._in_use.update(file for file, _ in files)
             await trio.to_thread.run_sync(self._check_space, missing)
             tally.show()
             for part in parts:
@@ -169,8 +190,6 @@ class ArtifactStore(Holdings):
                 part.close()
         for file, _ in files:
             await trio.to_thread.run_sync(self.touch, file)
-        await trio.to_thread.run_sync(self.drop_superseded, digest, frozenset({path}))
-        return PreparedSlice(path, embedding, metadata, manifest, tally.fetched, tally.copied)
 
     async def _assemble(self, part: PartFile, tally: _Tally) -> None:
         for artifact in part.missing():
@@ -231,14 +250,14 @@ class ArtifactStore(Holdings):
         return True
 
     def _check_space(self, missing: int) -> None:
-        """Room for what is missing, at the cost of what this process has not used. Errors: ConfigError."""
+        """Room for what is missing, at the cost of what nobody here uses. Errors: ConfigError."""
 
         def free() -> int:
             return shutil.disk_usage(self._root).free
 
         wanted = missing + SPARE_BYTES
         if missing and free() < wanted:
-            self.make_room(wanted, frozenset(self._in_use), free)
+            self.make_room(wanted, frozenset(self._users), free)
             if (found := free()) < wanted:
                 raise _disk_full(wanted - found)
 

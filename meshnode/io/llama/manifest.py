@@ -132,6 +132,8 @@ class _SharedFile:
         parts: list[bytes] = []
         while length:
             with self._lock:
+                if self._file.closed:
+                    raise ModelError("the model was unloaded while it was read")
                 self._file.seek(offset)
                 data = self._file.read(length)
             if not data:
@@ -143,8 +145,9 @@ class _SharedFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; who reads at this moment is waited for."""
+        with self._lock:
+            self._file.close()
 
 
 class ModelArtifacts:

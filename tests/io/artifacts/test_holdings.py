@@ -30,17 +30,27 @@ def age(cache, model, first, last, seconds):
 async def test_the_longest_unused_slices_of_a_model_go_when_more_than_three_are_there(model, tmp_path):
     cache = ArtifactStore(tmp_path, PlainLayouts())
     for index in range(3):
-        await cache.prepare(model.digest, index, index + 1, [Peer(model)])
+        ready = await cache.prepare(model.digest, index, index + 1, [Peer(model)])
+        cache.release(ready.path, ready.embedding)
         age(cache, model, index, index + 1, 1000 - index)
     await cache.prepare(model.digest, 3, 4, [Peer(model)])
     assert slices(cache, model) == ["slice-0-1.gguf", "slice-1-2.gguf", "slice-3-4.gguf"]
     assert not record_path(cache.slice_path(model.digest, 2, 3)).exists()
 
 
+async def test_slices_that_are_used_do_not_go_however_many_they_are(model, tmp_path):
+    """One may be on the disk for a run that waits for room, and is loaded when there is."""
+    cache = ArtifactStore(tmp_path, PlainLayouts())
+    for index in range(5):
+        await cache.prepare(model.digest, index, index + 1, [Peer(model)])
+    assert len(slices(cache, model)) == 5
+
+
 async def test_using_a_slice_again_makes_it_the_youngest(model, tmp_path):
     cache = ArtifactStore(tmp_path, PlainLayouts())
     for index in range(3):
-        await cache.prepare(model.digest, index, index + 1, [Peer(model)])
+        ready = await cache.prepare(model.digest, index, index + 1, [Peer(model)])
+        cache.release(ready.path, ready.embedding)
         age(cache, model, index, index + 1, 1000 + index)
     await cache.prepare(model.digest, 0, 1, [])
     await cache.prepare(model.digest, 3, 4, [Peer(model)])
@@ -65,6 +75,25 @@ async def test_a_full_disk_first_gives_up_what_this_process_never_used(model, tm
     assert slices(cache, other) == []
     with pytest.raises(ConfigError, match="disk"):
         await cache.prepare(other.digest, 0, 6, [Peer(other)])
+
+
+async def test_only_what_somebody_uses_is_kept_from_making_room(model, tmp_path, monkeypatch):
+    """Two stages may load one file; a node that serves other models by now must not be full of the first for ever."""
+    cache = ArtifactStore(tmp_path, PlainLayouts())
+    usage = namedtuple("usage", "total used free")
+    first = [await cache.prepare(model.digest, 0, 1, [Peer(model)]) for _ in range(2)]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, 0))
+    for ready in first:
+        with pytest.raises(ConfigError, match="disk"):
+            await cache.prepare(model.digest, 3, 5, [Peer(model)])
+        assert ready.path.exists()
+        cache.release(ready.path, ready.embedding)
+    with pytest.raises(ConfigError, match="disk"):
+        await cache.prepare(model.digest, 3, 5, [Peer(model)])
+    assert not ready.path.exists()
+    assert not cache._users, "what failed uses nothing either"
+    cache.release(ready.path, None)
+    assert not cache._users
 
 
 async def test_a_part_that_nobody_wants_any_more_goes_too(model, tmp_path, monkeypatch):
