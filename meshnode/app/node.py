@@ -53,7 +53,7 @@ from meshnode.core.node.mediator import Mediator, Self
 from meshnode.core.node.snapshot import status
 from meshnode.core.node.status import NodeStatus
 from meshnode.core.planning.inventory import offered_bytes
-from meshnode.errors import PeerError
+from meshnode.errors import MeshError, PeerError
 from meshnode.identity.certificates import Role
 from meshnode.identity.credentials import Credentials
 from meshnode.identity.ids import NodeId
