@@ -136,7 +136,8 @@ class Mediator:
         if self.stopping:
             return None
         due = min(self.membership.deadline(), self.membership.voice.due_at)
-        times = (self.ledger.deadline(), self.coordinator.deadline(), self.successor.deadline())
+        parts = (self.ledger, self.register, self.coordinator, self.successor)
+        times = [part.deadline() for part in parts]
         return min((at for at in times if at is not None and at < due), default=due)
 
     def coordinates(self, fence: Fence) -> bool:
@@ -325,6 +326,7 @@ class Mediator:
         self.membership.keep_links_to(self._partners())
         self.membership.settle(now)
         self._follow(now)
+        self.register.settle(now)
         self.successor.settle(now)
         self.coordinator.settle(now)
         if self.out.local:

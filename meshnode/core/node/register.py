@@ -20,6 +20,10 @@ from meshnode.wire.demand import Demand
 from meshnode.wire.messages import Claim, DemandRecord
 
 
+AGAIN_S = 1.0
+"""For each member that may say it again before this one: what it says has arrived by then."""
+
+
 class Register:
     """All demands, as this node knows them."""
 
@@ -27,6 +31,7 @@ class Register:
         self._membership = membership
         self._out = out
         self._unwritten = False
+        self._again_at: float | None = None
         self.demands = Demands()
 
     def restore(self, data: bytes, unix: int) -> None:
@@ -79,12 +84,23 @@ class Register:
     def revoked(self, now: float) -> None:
         """Somebody was revoked: what it said counts where it is known, and is to be said by another for everybody else.
 
-        By the member with the lowest id that is there: one version more, not one from each.
+        Soonest by the member with the lowest id that is there; but it may never have heard of it.
         """
-        own, roster = self._membership.node, self._membership.roster
-        present = [node for node, entry in roster.entries.items() if entry.present and self._is_member(node)]
-        if own != min((own, *present)):
+        if any(self._membership.revocations.expelled(known.demand.author) for known in self.demands.ordered):
+            roster, own = self._membership.roster, self._membership.node
+            before = [n for n, entry in roster.entries.items() if n < own and entry.present and self._is_member(n)]
+            at = now + AGAIN_S * len(before)
+            self._again_at = at if self._again_at is None else min(at, self._again_at)
+
+    def deadline(self) -> float | None:
+        """When `settle` has something to do."""
+        return self._again_at
+
+    def settle(self, now: float) -> None:
+        """Say again what a revoked author said, where nobody did."""
+        if self._again_at is None or now < self._again_at:
             return
+        self._again_at = None
         for known in self.demands.ordered:
             if self._membership.revocations.expelled(known.demand.author):
                 self.say(msgspec.structs.replace(known.demand, version=known.demand.version + 1), now)

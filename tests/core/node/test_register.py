@@ -73,6 +73,17 @@ def test_what_a_revoked_author_said_before_is_said_again_by_one_of_the_others(wo
     assert told["a"].version == 2
 
 
+def test_what_a_revoked_author_said_to_one_member_alone_is_said_again_by_that_one(world: World) -> None:
+    last = max(("a", "b"), key=name_to_id)
+    other = "a" if last == "b" else "b"
+    world.hand(last, on.Received(name_to_id(other), record("thief")))
+    world.hand(other, on.Revoked(revocation(1, name_to_id("thief"))))
+    world.run(12)
+    told = {name: world.nodes[name].register.demands.find("d9") for name in ("a", "b")}
+    assert told["a"] == told["b"]
+    assert told[other].author == name_to_id(last)
+
+
 def test_a_forged_demand_costs_its_bringer_the_link(world: World) -> None:
     told = msgspec.structs.replace(record("a friend"), signature=hashlib.sha256(b"forged").digest())
     says(world, told)
