@@ -19,7 +19,6 @@ from meshnode.identity.ids import NodeId
 from meshnode.wire.demand import Demand
 from meshnode.wire.messages import Claim, DemandRecord
 
-
 AGAIN_S = 1.0
 """For each member that may say it again before this one: what it says has arrived by then."""
 
