@@ -250,18 +250,19 @@ async def test_a_crosswise_link_that_is_not_let_go_of_is_closed(two: Two, mock_c
 
 async def test_the_end_of_a_link_is_told_however_long_the_mediator_is_busy(two: Two, mock_clock: MockClock) -> None:
     await two.linked()
-    busy, told = trio.Event(), two.low.links._post
+    waiting, room, told = trio.Event(), trio.Event(), two.low.links._post
 
     async def full(event: Event) -> None:
-        await busy.wait()
+        waiting.set()
+        await room.wait()
         await told(event)
 
     two.low.links._post = full
     two.low.links.close(two.high.member.node, "over")
-    await two.high.until(LinkClosed(two.low.member.node, "the peer closed the connection"))
+    await waiting.wait()
     mock_clock.jump(5)
     await wait_all_tasks_blocked()
-    busy.set()
+    room.set()
     await two.low.until(LinkClosed(two.high.member.node, "over"))
 
 
