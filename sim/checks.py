@@ -14,7 +14,7 @@ The rules of coordination are in `obedience`.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +26,6 @@ from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.planning.inventory import Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
 from meshnode.identity.invite_book import InviteEntry, decode_book
@@ -47,7 +46,7 @@ INSTANT = 2000
 
 PLANS = 12
 PLANS_S = 1.0
-"""Changes settle for 0.2 s and a failed run waits a second: two deployments make five plans a second at most each."""
+"""Of one deployment: changes settle for 0.2 s, and each may ask twice, without and with those that failed."""
 SAYS_NOTHING = (Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed)
 """Messages that can change no roster; what else happened along with them is looked at with the next event."""
 
@@ -64,7 +63,7 @@ class Violation(Exception):
 class Life:
     """What the checkers remember of one node while it lives."""
 
-    planned: deque[float] = field(default_factory=lambda: deque(maxlen=PLANS))
+    planned: defaultdict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=PLANS)))
     numbers: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     entries: dict[NodeId, object] = field(default_factory=dict)
     present: list[Entry] = field(default_factory=list)
@@ -128,7 +127,7 @@ class Checks:
         """Before every effect is carried out."""
         self.obedience.obeys(machine, effect)
         if isinstance(effect, do.MakePlan):
-            self._planned(machine, effect.inventory)
+            self._planned(machine, effect)
 
     def _barred(self, machine: Machine, life: Life) -> None:
         assert machine.mediator is not None
@@ -174,13 +173,13 @@ class Checks:
         if len(signed) > entry.uses:
             self.fail("invite", f"an invite for {entry.uses} was used by {len(signed)} keys")
 
-    def _planned(self, machine: Machine, inventory: Inventory) -> None:
+    def _planned(self, machine: Machine, effect: do.MakePlan) -> None:
         assert machine.mediator is not None
-        planned = self.lives[machine.at].planned
+        planned = self.lives[machine.at].planned[effect.deployment]
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:
             self.fail("restless", f"{machine.name} made {PLANS} plans within {PLANS_S:g} s")
-        for node in inventory.nodes:
+        for node in effect.inventory.nodes:
             if machine.mediator.membership.barred(node.node) and not node.excluded:
                 self.fail("revoked", f"{machine.name} plans with {node.name}")
             if node.node in self.noticed and not node.excluded:

@@ -32,6 +32,9 @@ from meshnode.wire.fence import Fence, is_fence
 from meshnode.wire.limits import SOURCES
 from meshnode.wire.messages import Abort, Committed, Grant, Progress, Refuse, Renewed
 
+GIVEN_UP = ("given_up", "another node coordinates it")
+"""Why a run ends, for machines and for people."""
+
 Answer = Grant | Refuse | Committed | Renewed | Report
 
 
@@ -140,7 +143,7 @@ class Coordinator:
         if _asks(deployment.demand) == _asks(demand):
             deployment.demand = demand
             return
-        self._end(demand.deployment, "withdrawn", now)
+        self.withdraw(demand.deployment, "withdrawn", now)
         has_file = deployment.has_file
         self._begin(demand, deployment.footprint, deployment.created, now).has_file = has_file
 
@@ -149,12 +152,12 @@ class Coordinator:
         deployment = self.deployments[key]
         current = deployment.current
         if current is None or current.state is not State.SERVING:
-            self._end(key, "given_up", now)
+            self._end(key, GIVEN_UP, now)
             return
         deployment.leaving = True
         for run in deployment.runs():
             if run is not current:
-                self._obey(deployment, run, run.end("given_up", "another node coordinates it"), now)
+                self._obey(deployment, run, run.end(*GIVEN_UP), now)
         self._obey(deployment, current, current.drain(now, MAKE_ROOM_S), now)
         self._membership.voice.soon(now, settle=0.0)
 
@@ -170,14 +173,15 @@ class Coordinator:
 
     def withdraw(self, key: str, reason: str, now: float) -> None:
         """It is no longer wanted."""
-        self._end(key, reason, now)
+        self._end(key, (reason, "the model is no longer wanted"), now)
 
-    def _end(self, key: str, reason: str, now: float) -> None:
+    def _end(self, key: str, why: tuple[str, str], now: float) -> None:
         deployment = self.deployments.pop(key, None)
         if deployment is not None:
             for run in deployment.runs():
-                self._obey(deployment, run, run.end(reason, "the model is no longer wanted"), now)
+                self._obey(deployment, run, run.end(*why), now)
             self.changed(now)  # others may wait for the memory
+            self._membership.voice.soon(now)  # or for somebody who cares for it
 
     def changed(self, now: float, spared: Collection[NodeId] = ()) -> None:
         """The members, or what one of them offers, are others than before. `spared`: this node, where it is drained."""
@@ -282,7 +286,7 @@ class Coordinator:
             for run in deployment.runs():
                 self._obey(deployment, run, run.renewals(now), now)
             if deployment.leaving and deployment.current is None:
-                self._end(deployment.demand.deployment, "given_up", now)
+                self._end(deployment.demand.deployment, GIVEN_UP, now)
             elif deployment.due(now):
                 self._make_plan(deployment, now)
 
@@ -360,7 +364,7 @@ class Coordinator:
         if run.state is not State.DRAINING:
             return
         if deployment.leaving:
-            self._end(deployment.demand.deployment, "given_up", now)
+            self._end(deployment.demand.deployment, GIVEN_UP, now)
         elif deployment.current is not None:
             self._obey(deployment, run, run.fence_off(deployment.current.claim), now)
         elif deployment.attempt is not None:

@@ -181,8 +181,8 @@ class Mediator:
             case on.Demanded():
                 self._demanded(event, now)
             case on.Withdrawn():
+                self.coordinator.withdraw(event.deployment, "withdrawn", now)  # nothing goes on while the disk is slow
                 self.register.remove(event.deployment, event.created, now)
-                self.coordinator.withdraw(event.deployment, "withdrawn", now)
             case on.ModelOpened():
                 self.successor.opened(event, now)
             case on.ModelNotOpened():

@@ -9,7 +9,7 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.successor import RANK_S
 from meshnode.wire.messages import Prepare
-from tests.core.node.mesh import World, name_to_id
+from tests.core.node.mesh import World, footprint, name_to_id
 
 NODES = ("a", "b", "c")
 
@@ -155,3 +155,19 @@ def test_two_who_coordinate_one_demand_after_a_partition_become_one() -> None:
     world.run(70)
     assert len(coordinators(world)) == 1
     assert coordinators(world) == serving(world)
+
+
+def test_who_gives_a_demand_up_says_so_at_once() -> None:
+    """Its last word named it as coordinator: others would wait for it until the next one, a minute later."""
+    world = World()
+    for name in ("a", "b"):
+        world.add(name, 600)
+    world.meet("a", "b")
+    world.run(2)
+    world.serve("a", footprint(30))
+    world.run(3)
+    assert world.nodes["b"].roster.entries[name_to_id("a")].body.coordinates
+    world.nodes["a"].coordinator.give_up("d1", world.now)
+    world.hand("a", on.TimePassed())
+    world.run(1.5)
+    assert not world.nodes["b"].roster.entries[name_to_id("a")].body.coordinates
