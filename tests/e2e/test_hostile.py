@@ -225,7 +225,7 @@ def test_orders_and_reports_about_the_run_of_others_change_nothing(
 
 def claim(intruder: Intruder, victim: RealNode, **changes: object) -> Claim:
     """One stage on `victim`, of a model that nobody has."""
-    stage = ClaimedStage(0, NodeId(victim.status()["node"]), 0, 4, 0, 0, 0)
+    stage = ClaimedStage(0, NodeId(victim.status()["node"]), 0, 4, 0, 0, 1)
     options = RunOptions(256, 1, 32, "f16", flash_attention=False)
     made = Claim(
         fence=Fence(Term(1), RunId(secrets.token_hex(8))),
@@ -263,7 +263,7 @@ def test_a_claim_gets_no_more_than_is_free_and_nothing_in_anothers_name(
 
 
 def test_a_coordinator_whose_model_does_not_exist_leaves_no_stage_behind(victim: RealNode, intruder: Intruder) -> None:
-    """Grants of nothing, each prepared, connected and aborted at once, from a source that cannot be reached."""
+    """Grants of a byte, each prepared, connected and aborted at once, from a source that cannot be reached."""
     said: list[object] = [intruder.introduce(), intruder.announcement()]
     for _ in range(100):
         wanted = claim(intruder, victim)
