@@ -39,7 +39,8 @@ def plain_table(*columns: str, right: Iterable[str] = ()) -> Table:
     """A table without lines; the columns of `right` are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        last = column == columns[-1]  # the only one that may be a whole sentence: it folds, the others stay readable
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=not last, overflow="fold")
     return table
 
 
@@ -131,7 +132,8 @@ def deployment_view(deployment: DeploymentStatus) -> RenderableType:
     if deployment.phase:
         head.append(f" ({deployment.phase}, {deployment.percent} %)")
     if deployment.context:
-        head.append(f"  context {deployment.context}, {deployment.lanes} lanes, KV {deployment.kv_type}", style="dim")
+        known = f", {deployment.lanes} lanes, KV {deployment.kv_type}" if deployment.lanes else ""  # not told elsewhere
+        head.append(f"  context {deployment.context}{known}", style="dim")
     parts: list[RenderableType] = [head]
     if deployment.stages:
         table = plain_table("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "STATE", right=("STAGE", "WEIGHTS", "KV"))

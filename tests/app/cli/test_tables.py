@@ -14,8 +14,8 @@ from meshnode.app.cli.view import picture
 from tests.app.cli.statuses import DEPLOYMENT, PEER, node
 
 
-def drawn(view: RenderableType) -> str:
-    console = Console(width=120, record=True, file=None, quiet=False)
+def drawn(view: RenderableType, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=None, quiet=False)
     with console.capture() as captured:
         console.print(view)
     return captured.get()
@@ -46,6 +46,18 @@ def test_a_status_shows_members_stages_and_progress() -> None:
     text = drawn(status_view(node(DEPLOYMENT, peers=(PEER, lost))))
     for part in ("desk", "attic", "0.4 ms", "connection refused", "http://127.0.0.1:8421/v1", "6-11", "fetching 0 %"):
         assert part in text
+
+
+def test_a_long_reason_folds_and_takes_no_room_from_names_ids_and_states() -> None:
+    lost = msgspec.structs.replace(PEER, name="cellar", state="dead", error="cannot be reached: " + "no route, " * 12)
+    text = drawn(status_view(node(peers=(PEER, lost))), 80)
+    for part in ("attic", "cellar", PEER.node[:8], "linked", "dead", "no route"):
+        assert part in text
+
+
+def test_what_others_do_not_tell_of_a_run_is_not_shown_as_nothing() -> None:
+    far = msgspec.structs.replace(DEPLOYMENT, lanes=0, kv_type="", stages=())
+    assert "lanes" not in drawn(status_view(node(far)))
 
 
 def test_an_empty_mesh_says_what_to_do_next() -> None:
