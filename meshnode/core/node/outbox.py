@@ -55,6 +55,6 @@ class Outbox:
         """No link came to be, or it ended."""
         self._unsent.pop(peer, None)
 
-    def awaited(self) -> set[NodeId]:
+    def awaited(self) -> frozenset[NodeId]:
         """The peers that messages wait for."""
-        return set(self._unsent)
+        return frozenset(self._unsent)

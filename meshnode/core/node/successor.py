@@ -73,14 +73,14 @@ class Successor:
         self._due: float | None = None
         self._news = True
         self._seen: object = None
-        self._partners: set[NodeId] = set()
+        self._partners: frozenset[NodeId] = frozenset()
         self.waits: dict[str, Wait] = {}
 
     def deadline(self) -> float | None:
         """When `settle` has something to do."""
         return self._due
 
-    def partners(self) -> set[NodeId]:
+    def partners(self) -> frozenset[NodeId]:
         """Who cares for what this node could go on with: they are listened to closely."""
         return self._partners
 
@@ -138,7 +138,7 @@ class Successor:
         self._due = None
         waiting = self._waiting()
         mine = [demand.deployment for demand in waiting if self._can(demand)]
-        self._partners = {node for key in mine for node, _ in self._holders(key)}
+        self._partners = frozenset(node for key in mine for node, _ in self._holders(key))
         for key in self.waits.keys() - {demand.deployment for demand in waiting}:
             del self.waits[key]
         for demand in waiting:
