@@ -242,7 +242,7 @@ class Network:
             end.stalled_until = self.agenda.now + GIVE_UP_S + 1
             return
         end.clear_at = max(end.clear_at, self.agenda.now + way.delay() + extra)
-        self.agenda.at(end.clear_at, lambda: self._deliver(end.far, frame))
+        self.agenda.at(end.clear_at, partial(self._deliver, end.far, frame))
 
     def _deliver(self, end: End, frame: bytes | None) -> None:
         host = self.hosts[end.owner]
