@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import log
 from random import Random
 from typing import Protocol
 
@@ -102,7 +103,7 @@ class Way:
     def delay(self) -> float:
         """Of one message, without loss."""
         quality = self.quality
-        jitter = self.random.expovariate(1.0) * quality.jitter_s
+        jitter = -log(1.0 - self.random.random()) * quality.jitter_s  # exponential, of mean 1
         if quality.tail and self.random.random() * 1000 < quality.tail:
             jitter += min(self.random.paretovariate(1.2), 100.0) * quality.jitter_s
         return quality.latency_s + jitter

@@ -175,6 +175,9 @@ class Membership:
                 self._tell(peer, Pong(message.nonce))
             case Pong():
                 self.links.pong(peer, message.nonce, now)
+            case Have() | Want() | WhoIs() | Summary() | Buckets() | Holding():
+                for answer in self.exchange.answer(peer, message, now):
+                    self._tell(peer, answer)
             case Introduce():
                 self._introduced(message.chain)
             case Announce():
@@ -184,9 +187,6 @@ class Membership:
                 # held up on its way, says nothing of the present one.
                 self._forget(peer, "the node left")
                 self._choose = True
-            case WhoIs() | Have() | Want() | Summary() | Buckets() | Holding():
-                for answer in self.exchange.answer(peer, message, now):
-                    self._tell(peer, answer)
             case Suspect():
                 self._suspected(peer, message, now)
             case Probe():

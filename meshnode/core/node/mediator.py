@@ -330,7 +330,8 @@ class Mediator:
 
     def _settle(self, now: float) -> None:
         """What follows from any event: messages to this node itself, dials, pings, plans, deadlines."""
-        self._listen(now)
+        if self.out.local:
+            self._listen(now)
         self._follow(now)
         if self.stopping:
             return
@@ -372,7 +373,7 @@ class Mediator:
         """
         changes = (self.ledger.changes, self.roster.changes, self.membership.revocations.changes)
         wanted = self.coordinator.partners() if self.deployments else None
-        sources = (changes, wanted, self.successor.partners(), self.out.awaited())
+        sources = (changes, wanted, self.successor.partners, self.out.awaited)
         if sources != self._linked_for:
             self._linked_for = sources
             self.membership.keep_links_to(self._partners())
@@ -381,7 +382,7 @@ class Mediator:
         """A claim may name nodes that nobody knows: they are dialed when they have announced themselves."""
         held = [run.claim for run in self.ledger.held.values()]
         found = {stage.node for claim in held for stage in claim.stages} | {claim.coordinator for claim in held}
-        found |= self.coordinator.partners() | self.successor.partners() | self.out.awaited()
+        found |= self.coordinator.partners() | self.successor.partners | self.out.awaited
         return frozenset(node for node, entry in self.roster.entries.items() if node in found and not entry.left)
 
     def _body(self) -> Body:

@@ -110,6 +110,10 @@ def test_whoever_a_message_waits_for_is_a_partner_until_it_is_sent(
     monkeypatch.setattr(outbox, "SMALL", 1)  # as in a mesh of more than 16 nodes
     world.hand("a", on.DrainWanted(c, draining=True))
     assert c in a.membership.standing.partners
+    world.hand("a", on.LinkClosed(c, "no answer"))
+    assert c not in a.membership.standing.partners, "the message is given up with the dial"
+    world.hand("a", on.DrainWanted(c, draining=True))
+    assert c in a.membership.standing.partners
     world.run(5)
     assert a.links.up(c)
     assert c not in a.membership.standing.partners
