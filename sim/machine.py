@@ -105,6 +105,8 @@ class Machine:
         self._inbox: deque[on.Event] = deque()
         self._draining = self._writing = False
         self._wake_at: float | None = None
+        self._deadline: float | None = None
+        """The mediator's, while it was handed nothing since it said so."""
 
     @property
     def listening(self) -> bool:
@@ -120,7 +122,7 @@ class Machine:
         self.disk.incarnation += 1
         self._inbox.clear()
         self._draining = self._writing = False
-        self._wake_at = None
+        self._wake_at = self._deadline = None
         now = self.clock.read(self.world.now)
         self.last_local = now
         self.me = replace(self.me, incarnation=self.disk.incarnation)
@@ -202,6 +204,7 @@ class Machine:
         assert mediator is not None
         local = self.last_local = max(self.clock.read(world.agenda.now), self.last_local)
         world.note(self.name, event)
+        self._deadline = None
         effects = mediator.handle(event, local)
         world.checks.handled(self, event, effects)
         if effects:
@@ -210,7 +213,7 @@ class Machine:
     def _set_alarm(self) -> None:
         if self.mediator is None or self.paused or self._writing:
             return
-        deadline = self.mediator.deadline()
+        deadline = self._deadline = self.mediator.deadline()
         if deadline is None:
             return
         agenda, wake_at = self.world.agenda, self._wake_at
@@ -225,7 +228,7 @@ class Machine:
         self._wake_at = None
         if self.paused or self._writing:
             return
-        deadline = self.mediator.deadline()
+        deadline = self._deadline if self._deadline is not None else self.mediator.deadline()
         local = self.clock.read(self.world.now)
         # Rounding between two clocks must not wake it a hair too early for ever.
         if deadline is not None and local < deadline <= local + 1e-6:
