@@ -47,7 +47,7 @@ INSTANT = 2000
 PLANS = 12
 PLANS_S = 1.0
 """Of one deployment: changes settle for 0.2 s, and each may ask twice, without and with those that failed."""
-SAYS_NOTHING = (Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed)
+SAYS_NOTHING = frozenset({Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed})
 """Messages that can change no roster; what else happened along with them is looked at with the next event."""
 
 
@@ -120,7 +120,7 @@ class Checks:
         self._suspected(machine)
         self._demands(machine, life)
         self.obedience.handled(machine, event, effects)
-        if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
+        if not (type(event) is on.Received and type(event.message) in SAYS_NOTHING):
             self._roster(machine, life)
 
     def obeys(self, machine: Machine, effect: do.Effect) -> None:
@@ -133,7 +133,7 @@ class Checks:
         assert machine.mediator is not None
         revocations = machine.mediator.membership.revocations
         lists = list(revocations.records.values())
-        if lists == life.lists:
+        if lists == life.lists:  # the same objects, compared without a line of Python
             return
         life.lists = lists
         revoked = self.world.mint.revoked
@@ -154,7 +154,10 @@ class Checks:
     def _demands(self, machine: Machine, life: Life) -> None:
         """Everything that is wanted was asked for by a member."""
         assert machine.mediator is not None
-        for key, known in machine.mediator.register.demands.known.items():
+        found = machine.mediator.register.demands.known
+        if found == life.demands:  # the same objects too
+            return
+        for key, known in found.items():
             if life.demands.get(key) is known:
                 continue
             life.demands[key] = known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from sim.liar import Liar
 from sim.profiles import PROFILES
 from sim.world import World
 
+COLLECT_EVERY = 20_000
+"""So many objects more, and cycles are looked for (else 700): most of a world lives as long as the world does."""
 FAULTY = 0.4
 """Share of a run in which faults strike; the rest is for coming right."""
 CONVERGE_S = 25.0
@@ -91,12 +94,16 @@ def run(setting: Setting) -> Outcome:
     world = World(setting.seed, PROFILES[setting.profile], setting.rules)
     rule = detail = ""
     liars: list[Liar] = []
+    thresholds = gc.get_threshold()
     try:
+        gc.set_threshold(COLLECT_EVERY, *thresholds[1:])
         liars = _live(world, setting)
     except Violation as violation:
         rule, detail = violation.rule, violation.detail
     except Exception:  # whatever the core raises is what this is looking for
         rule, detail = "exception", traceback.format_exc(limit=-6)
+    finally:
+        gc.set_threshold(*thresholds)
     return Outcome(
         setting=setting,
         trace=world.trace,

@@ -85,6 +85,8 @@ class Ledger:
         self.rules = rules
         self.words: dict[str, Word] = {}
         self.held: dict[Fence, HeldRun] = {}
+        self.changes = 0
+        """How often `held` became other runs."""
         self.refused = 0
 
     def claim(self, claim: Claim, now: float, lost: Callable[[NodeId], bool]) -> tuple[Grant | Refuse, list[Fence]]:
@@ -113,6 +115,7 @@ class Ledger:
             refusal = self.refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here")
             return msgspec.structs.replace(refusal, free_bytes=free), []
         self.held = {**kept, claim.fence: run}
+        self.changes += 1
         self._word(claim.deployment).promised = claim.fence.term
         return Grant(claim.fence, claim.deployment), superseded
 
@@ -223,7 +226,10 @@ class Ledger:
 
     def release(self, fence: Fence) -> HeldRun | None:
         """Forget a run and free what it reserved. Idempotent."""
-        return self.held.pop(fence, None)
+        run = self.held.pop(fence, None)
+        if run is not None:
+            self.changes += 1
+        return run
 
     # --- leases ---------------------------------------------------------------------------------------------------
 

@@ -415,3 +415,20 @@ def test_memory_is_never_over_committed_and_no_term_goes_back(history: list[Clai
         assert all(own.promised[name] >= term for name, term in before.items())
         holders = {(run.claim.deployment, run.claim.coordinator) for run in own.held.values()}
         assert len(holders) == len({deployment for deployment, _ in holders}), "one coordinator for each deployment"
+
+
+def test_only_other_runs_count_as_a_change() -> None:
+    made = ledger()
+    changes = [made.changes]
+    made.claim(claim(term=1), 0.0, nobody)
+    changes.append(made.changes)
+    made.claim(claim(term=1), 0.0, nobody)
+    made.commit(A, fence(1))
+    assert made.changes == changes[-1]
+    made.claim(claim(term=2, run=2), 1.0, nobody)
+    changes.append(made.changes)
+    made.release(fence(1))
+    changes.append(made.changes)
+    made.release(fence(1))
+    assert made.changes == changes[-1]
+    assert len(set(changes)) == 4
