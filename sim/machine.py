@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.left_out import in_place_of
 from meshnode.core.node.mediator import Mediator, Self
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
@@ -257,6 +258,8 @@ class Machine:
                 return
             if written or not isinstance(effect, do.Resting):  # as app/runtime
                 self._do(effect)
+            elif (instead := in_place_of(effect)) is not None:
+                self.later(0.0, instead)
 
     def _written(self, effect: do.Write) -> None:
         match effect:

@@ -39,6 +39,9 @@ DEPLOYMENTS = 1024
 48 KB: the disk keeps 64 KiB."""
 RUNS_HELD = 64
 """Runs on one node; each holds memory, so this only bounds the bookkeeping of tiny ones."""
+RUNS_OF_ONE = 32
+"""Of them, those of one coordinator: one that serves and one on its way of each of the 16 deployments that a node may
+coordinate. Claims of a byte each leave the other half to others."""
 LEASE_S = 15.0
 """From the receipt of a claim or a renewal: a node frees what nobody renews (COORDINATION)."""
 
@@ -106,6 +109,8 @@ class Ledger:
             return refusal, []
         superseded = [fence for fence in self._of_deployment(claim.deployment) if not self.held[fence].committed]
         kept = {fence: run for fence, run in self.held.items() if fence not in superseded}
+        if sum(run.claim.coordinator == claim.coordinator for run in kept.values()) >= RUNS_OF_ONE:
+            return self.refuse(claim, "too_many", f"{RUNS_OF_ONE} runs of this coordinator are held here"), []
         run = HeldRun(claim, now + LEASE_S)
         run.states = {stage.stage: "claimed" for stage in run.own(self.node)}
         booked = self._booked({**kept, claim.fence: run})

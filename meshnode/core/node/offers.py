@@ -52,7 +52,9 @@ def _peer(mediator: Mediator, node: NodeId, entry: Entry, deployment: str, kind:
     body, excluded = entry.body, ""
     if mediator.roster.authors[node].role != "member":
         excluded = "client"
-    elif entry.left or body.draining:
+    elif entry.left:
+        excluded = "left"
+    elif body.draining:
         excluded = "draining"
     elif not mediator.reachable(node) or node in mediator.roster.conflicts:
         excluded = "unreachable"
