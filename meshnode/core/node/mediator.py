@@ -123,7 +123,9 @@ class Mediator:
 
     def handle(self, event: on.Event, now: float) -> list[do.Effect]:
         """Take one event; the effects are to be done in their order, before the next event is handed in."""
-        # A node that slept must not obey, or order, anything for a run whose lease ended meanwhile.
+        # A node that slept takes nobody for silent whose words it has yet to read, and must not obey, or order,
+        # anything for a run whose lease ended meanwhile.
+        self.membership.awoke(now)
         self.participant.expire(now)
         self.coordinator.expire(now)
         self._dispatch(event, now)
