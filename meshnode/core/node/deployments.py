@@ -207,7 +207,7 @@ class Deployment:
         if self.plan_at is None or now < self.plan_at or not self._may_plan():
             return False
         if self.current is None:
-            self.place = Place.INSTEAD
+            self.place, self.news = Place.INSTEAD, False
         self.looked_at = now
         self.planning, self.plan_at, self.serial = True, None, self.serial + 1
         return True
@@ -287,6 +287,8 @@ class Deployment:
             # Exclusions that ended are remembered for their count, and are no reason to plan again.
             ends = (*(x.until for x in self.excluded.values()), *(until for until, _ in self.rooms.values()))
             self.plan_at = min((until for until in ends if until > now), default=None)
+            if self.news:  # the machine that was missing may have come while this was worked out
+                self.plan_at = now + SETTLE_S
             if self.silent:  # they may be heard again, and nobody says so
                 self.plan_at = min(self.plan_at or now + AGAIN_S, now + AGAIN_S)
             return None
@@ -369,7 +371,7 @@ class Deployment:
                 self.former[run.fence] = run
                 run.keep(now, KEEP_S)
             self.failures = 0
-            self.plan_at = now + SETTLE_S
+            self.plan_at, self.news = now + SETTLE_S, self.news or self.planning
         else:
             self.former.pop(run.fence, None)
             if end.reason == "replaced":
