@@ -225,6 +225,8 @@ class Mediator:
         if self.links.up(peer):  # both ends dialed: what was on its way over the other link may be lost
             self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was replaced", now)
         self.membership.link_opened(peer, now)
+        if self.membership.barred(peer):
+            return  # it is being closed, and nothing may be planned with it
         self.out.linked(peer)
         self.coordinator.changed(now)
         self.successor.changed()

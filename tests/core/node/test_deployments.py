@@ -6,7 +6,7 @@ import pytest
 
 from meshnode.core.coordination.orders import Ended
 from meshnode.core.coordination.run import State
-from meshnode.core.node.deployments import LOOK_S, SETTLE_S, Deployment, Place
+from meshnode.core.node.deployments import LOOK_S, SETTLE_S, Deployment, Exclusion, Place
 from meshnode.core.planning import Inventory, NodeInventory, Plan, Shortfall, make_plan
 from tests.core.coordination.claims import A, B, C
 from tests.core.planning.models import MB, RESERVE, demand, footprint
@@ -108,3 +108,33 @@ def test_a_run_that_breaks_while_its_better_is_looked_for_is_followed_by_a_plan_
     assert wanted.planned(wanted.serial, shortfall_of(Inventory(())), draw, LOOK_S) is None
     assert wanted.due(LOOK_S + SETTLE_S)
     assert wanted.place is Place.INSTEAD
+
+
+def test_what_came_to_nothing_is_not_asked_again_until_something_changed() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    small = Inventory((NodeInventory(A, "a", RESERVE),))
+    assert wanted.due(0.0)
+    assert not wanted.knows(wanted.view(small, 0.0), 0.0)
+    wanted.planned(wanted.serial, shortfall_of(small), draw, 0.1)
+    wanted.changed(1.0)
+    assert wanted.due(1.0 + SETTLE_S)
+    assert wanted.knows(wanted.view(small, 2.0), 2.0)
+    assert wanted.wake_at() is None
+    wanted.changed(3.0)
+    assert wanted.due(3.0 + SETTLE_S)
+    assert not wanted.knows(wanted.view(machines(), 4.0), 4.0)
+
+
+def test_both_ways_of_asking_are_remembered_while_a_node_that_failed_is_left_out() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    wanted.excluded[A] = Exclusion(600.0, "failed")
+    small = Inventory((NodeInventory(A, "a", RESERVE),))
+    for _ in ("without it", "with it"):
+        assert wanted.due(0.0)
+        assert not wanted.knows(wanted.view(small, 0.0), 0.0)
+        wanted.planned(wanted.serial, shortfall_of(small), draw, 0.0)
+    wanted.changed(1.0)
+    for _ in ("without it", "with it"):
+        assert wanted.due(2.0)
+        assert wanted.knows(wanted.view(small, 2.0), 2.0)
+    assert wanted.wake_at() == 600.0
