@@ -138,3 +138,5 @@ def test_both_ways_of_asking_are_remembered_while_a_node_that_failed_is_left_out
         assert wanted.due(2.0)
         assert wanted.knows(wanted.view(small, 2.0), 2.0)
     assert wanted.wake_at() == 600.0
+    assert wanted.due(600.0)
+    assert wanted.knows(wanted.view(small, 600.0), 600.0), "it failed once, was asked with then, and counts again now"
