@@ -5,7 +5,7 @@ rolled back   no node ever holds an older number of an author than it held befor
 unbounded     queues, rosters, frames and effects of one event have limits
 spinning      time passes: a node does not handle events for ever at one instant
 revoked       who knows of a revocation has no link to that peer and makes no plan with it
-restless      no node plans for a deployment without pause, or again what gave no plan
+restless      no node plans for a deployment without pause, or again what gave no plan; all together make few plans
 framed        nobody is barred but by the issuer
 invite        an invite admits as many keys as it says, each on disk before it is signed
 copied        a key on two machines is noticed by all and kept out of plans; where there is none nobody is suspected
@@ -90,7 +90,7 @@ class Checks:
         """Nodes of which everybody knows that their key runs twice."""
         self.linked_at: dict[NodeId, float] = {}
         """Since when a copy and its original both have links."""
-        self.applied = 0
+        self.applied = self.plans = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
         """Told of every entry that a roster takes up or changes: how the report measures."""
@@ -179,6 +179,7 @@ class Checks:
 
     def _planned(self, machine: Machine, effect: do.MakePlan) -> None:
         assert machine.mediator is not None
+        self.plans += 1
         planned = self.lives[machine.at].planned[effect.deployment]
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:

@@ -23,6 +23,12 @@ ORPHANS_S = 20.0
 """After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
+PLANS_PER_S = 0.25
+"""Of all machines together, for each: two and a half times the most of 100 worlds of five machines and all faults (62
+plans in 600 node-seconds)."""
+QUIET_PLANS = 4
+"""For each demand, once all that can be served is: the last exclusion ends, and the run that serves is compared with
+what there would be beside it and in its place; twice the most of those worlds."""
 NOTICE_S = 15.0
 """From when both machines of a copied key have links until everybody knows: an announcement, its answer, two rounds of
 anti-entropy."""
@@ -137,7 +143,13 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     _expect(world, setting, "two holders", SERVE_S, lambda: needs.shared(world))
     if not setting.aim:
         _expect(world, setting, "not served", SERVE_S, lambda: needs.unserved(world, alone_at))
+    world.agenda.run(max(world.now, min(setting.until, alone_at + SERVE_S)))
+    before = world.checks.plans
     world.agenda.run(setting.until)
+    if world.checks.plans > PLANS_PER_S * world.node_seconds + QUIET_PLANS:
+        world.checks.fail("restless", f"{world.checks.plans} plans in {world.node_seconds:.0f} node-seconds")
+    if world.checks.plans - before > QUIET_PLANS * max(1, len(world.wanted())):
+        world.checks.fail("restless", f"{world.checks.plans - before} plans after all was served")
     last = world.checks.differences(under_way_s=UNDER_WAY_S)
     if last and setting.until >= alone_at + CONVERGE_S:
         world.checks.fail("rosters differ", f"at the end: {last[0]}")
