@@ -383,11 +383,16 @@ class Membership:
 
     # --- every time -------------------------------------------------------------------------------------------
 
-    def settle(self, now: float) -> None:
-        """What follows from any event, and what is due."""
+    def awoke(self, now: float) -> None:
+        """Before anything is judged at `now`: where this node did not run for a while (suspended, starved, or waiting
+        for its disk), what others said meanwhile still waits to be read, and nobody counts as silent for it."""
         if self._expected is not None and now > self._expected + LATE_S:
+            self._expected = now  # once for each time: what waited is read one by one
             self.links.awoke(now)
             self.detector.slept(now)
+
+    def settle(self, now: float) -> None:
+        """What follows from any event, and what is due."""
         if self.detector.check_at <= now:
             self._detect(now)
         if self._sync_at <= now:

@@ -129,7 +129,9 @@ class Mediator:
 
     def handle(self, event: on.Event, now: float) -> list[do.Effect]:
         """Take one event; the effects are to be done in their order, before the next event is handed in."""
-        # A node that slept must not obey, or order, anything for a run whose lease ended meanwhile.
+        # A node that slept takes nobody for silent whose words it has yet to read, and must not obey, or order,
+        # anything for a run whose lease ended meanwhile.
+        self.membership.awoke(now)
         if self.ledger.held:
             self.participant.expire(now)
         if self.deployments:
@@ -234,6 +236,8 @@ class Mediator:
         if self.links.up(peer):  # both ends dialed: what was on its way over the other link may be lost
             self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was replaced", now)
         self.membership.link_opened(peer, now)
+        if self.membership.barred(peer):
+            return  # it is being closed, and nothing may be planned with it
         self.out.linked(peer)
         self.coordinator.changed(now)
         self.successor.changed()

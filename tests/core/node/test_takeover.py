@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from meshnode.core.coordination.run import State
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.participant import SILENT_S
 from meshnode.core.node.successor import RANK_S
-from meshnode.wire.messages import Prepare
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Prepare, Refuse
 from tests.core.node.mesh import World, footprint, name_to_id
 
 NODES = ("a", "b", "c")
@@ -205,3 +208,17 @@ def test_where_nothing_of_a_model_is_on_the_machines_that_are_there_the_status_n
     (shown,) = world.status("b").deployments
     assert shown.state == "waiting"
     assert shown.note == "nothing of it is on the machines that are here: switch on a"
+
+
+def test_who_did_not_run_for_a_while_takes_no_holder_for_silent_whose_words_it_has_yet_to_read(world: World) -> None:
+    frozen = world.nodes.pop("c")
+    world.run(SILENT_S + 1)
+    world.nodes["c"] = frozen
+    (run,) = frozen.ledger.held.values()
+    later = Fence(Term(run.claim.fence.term + 1), RunId("b" * 16))
+    claim = msgspec.structs.replace(run.claim, fence=later, coordinator=world.nodes["b"].node, releases=run.claim.fence)
+    world.log.clear()
+    world.hand("c", on.Received(world.nodes["b"].node, claim))
+    assert [each.reason for each in world.sent(Refuse) if isinstance(each, Refuse)] == ["held"]
+    world.run(1)
+    assert serving(world) == ["a"]
