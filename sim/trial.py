@@ -27,8 +27,8 @@ ORPHANS_S = 20.0
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
 PLANS_PER_S = 0.25
-"""Of all machines together, for each: two and a half times the most of some 65 worlds of five machines and all faults (62
-plans in 600 node-seconds)."""
+"""Of all machines together, for each: two and a half times the most of some 65 worlds of five machines and all faults
+(62 plans in 600 node-seconds)."""
 QUIET_PLANS = 4
 """For each demand, once all that can be served is: the last exclusion ends, and the run that serves is compared with
 what there would be beside it and in its place; twice the most of those worlds."""
