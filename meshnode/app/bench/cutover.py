@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -34,12 +35,15 @@ from meshnode.app.cli.control import Control
 from meshnode.app.trial import TrialNode, awaited, on_trial
 from meshnode.core.node.status import DeploymentStatus
 from meshnode.errors import ConfigError, Unavailable
+from meshnode.io.llama.gguf_file import open_model
 
 BAR: Final = 2.0
 """No pause longer than so many medians, outside of the hand-over (issue 4)."""
 NODES: Final = 3
 MOST_STREAMS: Final = 4
 """As many as there are lanes: one more would wait, and a wait is no pause."""
+MOST_THREADS: Final = 256
+"""Of a stage, as many as a node takes."""
 _CONTEXT: Final = 4096
 _PROMPT: Final = "A"
 _TOKENS: Final = 512
@@ -65,8 +69,8 @@ class CutoverOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.streams <= MOST_STREAMS:
             raise ConfigError(f"--streams {self.streams} is not between 1 and {MOST_STREAMS}")
-        if self.threads < 1:
-            raise ConfigError("--threads must be 1 or more")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"--threads {self.threads} is not between 1 and {MOST_THREADS}")
 
 
 class StreamPauses(msgspec.Struct, frozen=True):
@@ -173,7 +177,9 @@ class Client:
 
 
 def run_cutover(options: CutoverOptions, progress: Callable[[str], None] = lambda _: None) -> CutoverReport:
-    """Measure. Raises ConfigError, Unavailable, OSError."""
+    """Measure. Raises ConfigError, ModelError, Unavailable, OSError."""
+    if options.model is not None:
+        open_model(options.model.expanduser())  # what is no model is said before three nodes are started for it
     with tempfile.TemporaryDirectory(prefix="meshnode-bench-") as name:
         folder = Path(name)
         model = options.model
@@ -197,7 +203,9 @@ def _measured(nodes: list[TrialNode], model: Path, streams: int, progress: Calla
         _until(lambda: sum(peer.state == "linked" for peer in control.status().peers) == len(nodes) - 1, nodes, "links")
         before = _awaited_run(control, nodes, "")
         url = control.status().api_url
-        token = _visible_token(url, before.model)
+        # A run is told as serving while its commit is still being written; until then its requests are refused.
+        look = partial(_visible_token, url, before.model)
+        token = awaited(look, nodes, time.monotonic() + _STEP_S, lambda: "no request is answered", _POLL_S)
         clients = [Client(url, before.model, token) for _ in range(streams)]
         progress("streaming")
         time.sleep(_QUIET_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,13 +11,22 @@ from rich.console import Console
 from meshnode.app.bench import cutover
 from meshnode.app.bench.cutover import CutoverOptions, Moments, _pauses, _report, print_cutover, run_cutover
 from meshnode.demo import MODEL
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, ModelError
 
 
-@pytest.mark.parametrize("options", [{"streams": 0}, {"streams": 5}, {"threads": 0}])
+@pytest.mark.parametrize("options", [{"streams": 0}, {"streams": 5}, {"threads": 0}, {"threads": 257}])
 def test_a_measurement_that_cannot_be_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         CutoverOptions(**options)
+
+
+@pytest.mark.parametrize("content", [None, b"no GGUF"])
+def test_what_is_no_model_is_said_before_a_node_is_started(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.gguf"):
+        run_cutover(CutoverOptions(model=path), progress=pytest.fail)
 
 
 def test_a_pause_that_begins_or_ends_within_the_hand_over_belongs_to_it() -> None:
