@@ -240,7 +240,7 @@ class SliceEngine:
         self._check(rows, count, wanted)
         self._batch.fill(rows.positions, rows.lanes, rows.logits)
         self._feed(rows, count)
-        self._run(count, len(set(rows.lanes)))
+        self._run(rows.lanes)
         if not self.last:
             return self._rows.array[:count]
         if not wanted:
@@ -273,9 +273,9 @@ class SliceEngine:
         for row, token in enumerate(rows.tokens):
             self._batch.tokens[row] = token
 
-    def _run(self, count: int, lanes: int) -> None:
+    def _run(self, lanes: Sequence[int]) -> None:
         if self._tap is not None:
-            self._tap.begin((count, lanes), count)
+            self._tap.begin(lanes)
         result = self._batch.decode(self._context)
         if result == 1:
             raise StageError("no_kv_room", "no room in the KV cache for these rows")

@@ -11,6 +11,7 @@ Invariant: what it gives is held against what the callback gives when a slice is
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 from meshnode.io.llama import native
@@ -31,8 +32,11 @@ class KeptTap:
     def __init__(self, out: bytes, buffer: RowBuffer, lane: int) -> None:
         self._out = out
         self._buffer = buffer
-        self._size = 0
+        self._wanted = 0
         self._tensor: int | None = None
+        self._size = 0
+        # Where only processors compute, a decode that has returned has computed; a device may not have.
+        self._waits = bool(api.llama_supports_gpu_offload())
         # Native code holds the addresses of all of these until `close`.
         self._interface = api.llama_sampler_i(
             name=api.llama_sampler_i_name(lambda _sampler: b"meshnode-tap"),
@@ -56,18 +60,18 @@ class KeptTap:
         tensor = native.graph_tensor(graph, self._out)
         if tensor:
             native.set_output(tensor)
-            self._tensor = tensor
+            self._tensor, self._size = tensor, native.tensor_bytes(tensor)
 
-    def begin(self, _shape: tuple[int, ...], rows: int) -> None:
-        """Prepare for one decode of `rows` rows."""
-        self._size = rows * self._buffer.row_bytes
+    def begin(self, lanes: Sequence[int]) -> None:
+        """Prepare for one decode of rows of these lanes."""
+        self._wanted = len(lanes) * self._buffer.row_bytes
 
     def end(self, context: int) -> bool:
         """After a decode that succeeded: take its rows. False when the graph has no such tensor of so many rows."""
-        if self._tensor is None or native.tensor_bytes(self._tensor) != self._size:
+        if self._tensor is None or self._size != self._wanted:
             return False
-        # A device may still compute; on processors this waits for nothing.
-        _synchronize(context)
+        if self._waits:
+            _synchronize(context)
         native.tensor_get(self._tensor, self._buffer.address, 0, self._size)
         return True
 

@@ -9,7 +9,7 @@ name once for each shape of batch; from then on the count says it, and the name 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from meshnode.io.llama import native
@@ -72,9 +72,10 @@ class Tap:
 
         return restart, _Callback(evaluate)
 
-    def begin(self, shape: tuple[int, ...], rows: int) -> None:
-        """Prepare for one decode of `rows` rows; graphs of equal `shape` have their nodes in equal places."""
-        self._size = rows * self._row_bytes
+    def begin(self, lanes: Sequence[int]) -> None:
+        """Prepare for one decode of rows of these lanes; as many of as many lanes have their nodes in equal places."""
+        shape = (len(lanes), len(set(lanes)))
+        self._size = len(lanes) * self._row_bytes
         self._hits_out = self._hits_in = 0
         self._told = False
         self._shape = shape
