@@ -237,15 +237,22 @@ class SliceEngine:
         """
         count = len(rows.positions)
         wanted = sum(rows.logits) if self.last else 0
-        self._check(rows, count, wanted)
-        self._batch.fill(rows.positions, rows.lanes, rows.logits)
-        self._feed(rows, count)
+        self._prepare(rows, count, wanted)
         self._run(rows.lanes)
         if not self.last:
             return self._rows.array[:count]
         if not wanted:
             return np.empty((0, self.vocabulary), np.float32)
         return self._finite(self._logits.rows(self._context, wanted))
+
+    def rehearse(self, rows: Rows) -> None:
+        """All that `decode` does with these rows before it enters native code: that is in the caches again then."""
+        self._prepare(rows, len(rows.positions), sum(rows.logits) if self.last else 0)
+
+    def _prepare(self, rows: Rows, count: int, wanted: int) -> None:
+        self._check(rows, count, wanted)
+        self._batch.fill(rows.positions, rows.lanes, rows.logits)
+        self._feed(rows, count)
 
     def _check(self, rows: Rows, count: int, wanted: int) -> None:
         lanes, tokens, activations = rows.lanes, rows.tokens, rows.activations
