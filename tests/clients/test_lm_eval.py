@@ -131,7 +131,6 @@ def log_likelihood(model: llama_cpp.Llama, prompt: str, answer: str) -> tuple[fl
     return total, greedy
 
 
-@pytest.mark.xfail(reason="the endpoint refuses echo together with logprobs", raises=AssertionError, strict=True)
 def test_local_completions_sees_the_log_likelihoods_of_one_machine(
     mesh: RealMesh, tasks: Path, one_machine: llama_cpp.Llama
 ) -> None:
