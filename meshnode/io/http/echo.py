@@ -22,9 +22,14 @@ class Echo(msgspec.Struct, frozen=True):
     offsets: tuple[int, ...]
     """Of each id, in characters of `text`."""
 
-    def spoken(self, scores: Sequence[Sampled]) -> list[Spoken]:
-        """Its tokens with their log-probabilities. Nothing precedes the first, so it has none."""
-        return list(map(Spoken, (Sampled(self.ids[0]), *scores), self.offsets))
+    def spoken(self, scores: Sequence[Sampled], first: int = 0, last: int | None = None) -> list[Spoken]:
+        """Its tokens [first, last) with their log-probabilities, of which nothing precedes the first, so it has none.
+
+        `scores`: of all its tokens from the second on.
+        """
+        told = [] if first else [Sampled(self.ids[0])]
+        told += scores[max(0, first - 1) : None if last is None else last - 1]
+        return list(map(Spoken, told, self.offsets[first:last]))
 
 
 def echo_of(vocabulary: Vocabulary, ids: tuple[int, ...]) -> Echo:

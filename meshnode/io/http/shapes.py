@@ -209,10 +209,9 @@ class CompletionShape(_Envelope):
 
     def _scored(self, delta: Delta) -> Iterator[Json]:
         echo = self._echoes[delta.index]
-        spoken = echo.spoken(delta.prompt)
-        edges = [*(spoken[at].offset for at in range(0, len(spoken), PIECE_TOKENS)), len(echo.text)]
+        edges = (*echo.offsets[::PIECE_TOKENS], len(echo.text))
         for number, (start, end) in enumerate(pairwise(edges)):
-            tokens = spoken[number * PIECE_TOKENS : (number + 1) * PIECE_TOKENS]
+            tokens = echo.spoken(delta.prompt, number * PIECE_TOKENS, (number + 1) * PIECE_TOKENS)
             yield self._chunk(delta.index, echo.text[start:end], tokens, None)
 
     def closing(self, counts: Json) -> list[Json]:

@@ -115,3 +115,11 @@ def test_control_tokens_are_written_out_but_for_the_one_that_the_model_adds() ->
     assert echo.text == "a<|bos|>é<|end|>\ufffd"
     assert echo.offsets == (0, 0, 1, 8, 8, 9, 16)
     assert echo_of(VOCABULARY, (END,)).text == "<|end|>"
+
+
+async def test_a_prompt_beyond_the_context_is_refused_before_it_is_written() -> None:
+    model = ByteModel()
+    for fields in ({"logprobs": None}, {"max_tokens": 0}):
+        response = await scored(model, prompt=[[97] * 600, [98]], **fields)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert model.seen == []
