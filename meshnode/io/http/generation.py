@@ -92,7 +92,7 @@ class GenerationRoutes:
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
     async def _echoed(self, model: ServedModel, prompts: Sequence[tuple[int, ...]]) -> list[Echo]:
-        """131,072 tokens take a quarter of a second: in a thread. More than the context holds are not written at all."""
+        """131,072 tokens take a quarter of a second: in a thread. More than the context holds are never written."""
         with self._counting_refusals():
             for ids in prompts:
                 _room(model, ids)
