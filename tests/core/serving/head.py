@@ -43,7 +43,7 @@ class Head:
             match event:
                 case TokenReady(name, sampled):
                     assert not (sampled.prompt and self.tokens[name]), "scores come with the first token"
-                    self.scores[name] += sampled.prompt
+                    self.scores.setdefault(name, []).extend(sampled.prompt)
                     self.tokens[name].append(sampled.token)
                     if sampled.finish:
                         self.ends[name] = sampled.finish
