@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter_ns
 
 import numpy as np
@@ -19,7 +20,17 @@ from meshnode.errors import StageError
 from meshnode.io.stage.lanes import LaneTable, RowsRefused
 from meshnode.io.stage.meter import Meter
 from meshnode.io.stage.wiring import Engine
-from meshnode.wire.activation import FailedFrame, Failure, LaneSample, Rows, SampledFrame, Score, changes_of, encode
+from meshnode.wire.activation import (
+    FailedFrame,
+    Failure,
+    Frame,
+    LaneSample,
+    Rows,
+    SampledFrame,
+    Score,
+    changes_of,
+    encode,
+)
 from meshnode.wire.limits import SCORED_ROWS
 from meshnode.wire.rowcodec import Dtype
 
@@ -64,6 +75,13 @@ class Step:
             return self._failed(frame, error)
         self._table.commit(after)
         return buffers
+
+    def rehearse(self, frame: Frame) -> None:
+        """Walk the way of an answered frame up to the decode once more; nothing is computed, and no lane changes."""
+        if isinstance(frame, Rows):
+            # Rows that were refused are refused again.
+            with suppress(StageError):
+                self._engine.rehearse(frame)
 
     def _check_outputs(self, frame: Rows) -> None:
         wanted = sum(frame.logits)
