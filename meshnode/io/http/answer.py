@@ -6,7 +6,7 @@ error all end them, and with them their lanes, at once; nothing depends on a gen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -31,6 +31,9 @@ GENERATIONS_AT_ONCE: Final = 4
 """Of one request: it fills the default lanes, never the queue behind them."""
 EVENTS: Final = 64
 """Deltas that wait for a slow client; then its generations wait."""
+
+RELAXED: Final = {"x-meshnode-schema": "relaxed"}
+"""Of an answer whose schema could not be enforced whole, and was not strict."""
 
 Event = Delta | MeshError
 
@@ -77,6 +80,8 @@ class Job(msgspec.Struct, frozen=True):
     stream: bool
     prompt_tokens: int
     reading: Reading = PLAIN
+    relaxed: bool = False
+    """The answer keeps to less than its schema, which was not strict."""
 
 
 class Answer(Response):
@@ -151,7 +156,9 @@ class Answer(Response):
                 return failure_of(event).response(self._shape.dialect)
             deltas[event.index].append(event)
             unfinished -= bool(event.finish)
-        return json_response(self._shape.whole(deltas, self._counts()))
+        response = json_response(self._shape.whole(deltas, self._counts()))
+        response.headers.update(RELAXED if self._job.relaxed else {})
+        return response
 
     async def _stream(self, events: trio.MemoryReceiveChannel[Event], send: Send) -> Response:
         """Send everything but the end of the stream, which is returned."""
@@ -161,7 +168,7 @@ class Answer(Response):
         if isinstance(event, MeshError):
             return failure_of(event).response(self._shape.dialect)
         stream = EventStream(send)
-        await stream.start()
+        await stream.start(RELAXED if self._job.relaxed else {})
         for choice in self._choices:
             for chunk in self._shape.opening(choice.index):
                 await stream.data(chunk)
@@ -193,12 +200,13 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    async def start(self) -> None:
-        """Status and headers; the second keeps proxies from collecting chunks."""
+    async def start(self, more: Mapping[str, str]) -> None:
+        """Status and headers; the third keeps proxies from collecting chunks."""
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *((name.encode(), value.encode()) for name, value in more.items()),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import msgspec
 
 from meshnode.core.serving.calls import TAGS, Call, CallSplitter, Format
+from meshnode.core.serving.forced import ForcedSplitter
+from meshnode.core.serving.grammar import Frame
 from meshnode.core.serving.request import Sampled
 from meshnode.core.serving.text import Detokenizer, StopStrings, Vocabulary
 from meshnode.core.serving.thoughts import Thinking, ThoughtSplitter
@@ -48,9 +50,19 @@ class Reading(msgspec.Struct, frozen=True):
     """Names that may be called, each with those of its parameters that are text."""
     one_call: bool = False
     """The answer ends with its first call."""
+    forced: Frame | None = None
+    """The grammar makes the answer nothing but calls in this frame."""
+    pieces: bool = False
+    """Arguments of forced calls are wanted while they are written."""
 
 
 PLAIN = Reading()
+
+
+def _splitter(reading: Reading) -> CallSplitter | ForcedSplitter | None:
+    if reading.forced is not None:
+        return ForcedSplitter(reading.forced, pieces=reading.pieces)
+    return None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
 
 
 class Choice:
@@ -61,7 +73,7 @@ class Choice:
         self.generated = 0
         self.thought = 0
         self._thoughts = None if reading.thinking is None else ThoughtSplitter(reading.thinking)
-        self._calls = None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
+        self._calls = _splitter(reading)
         self._one_call = reading.one_call
         self._tags = frozenset() if reading.thinking is None else reading.thinking.tags
         self._tags |= frozenset() if reading.calling is None else TAGS

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
 from meshnode.io.llama import native
 from meshnode.io.llama.batch import Batch, LogitsView, RowBuffer
@@ -25,6 +26,7 @@ from meshnode.io.llama.gguf_file import open_model
 from meshnode.io.llama.native import api
 from meshnode.io.llama.slice_keys import INTO_KEY, TAP_KEY
 from meshnode.io.llama.tap import Tap
+from meshnode.io.llama.vocabulary import tokens_of
 
 KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
 # llama.cpp's own bound on sequences (LLAMA_MAX_SEQ).
@@ -284,6 +286,10 @@ class SliceEngine:
     def next_position(self, lane: int) -> int:
         """The position that follows what the lane holds; 0 for an empty lane."""
         return int(api.llama_memory_seq_pos_max(self._memory, lane)) + 1
+
+    def tokens(self) -> Vocabulary:
+        """What the tokens say; on the last stage only: the files of the others know none."""
+        return tokens_of(self._model)
 
     def abort(self) -> None:
         """Stop the running decode (from another thread); it ends with reason aborted."""

@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -52,13 +52,8 @@ class LoadedVocabulary:
 
     def describe(self) -> Vocabulary:
         """Everything the head needs to know, once."""
-        pieces = tuple(self._piece(token, written=False) for token in range(self._count))
-        unshown = (token for token in range(self._count) if not pieces[token])
-        markers = {token: text for token in unshown if (text := self._piece(token, written=True))}
-        known = Vocabulary(
-            pieces=pieces,
-            markers=markers,
-            end=frozenset(token for token in range(self._count) if api.llama_vocab_is_eog(self._vocab, token)),
+        known = msgspec.structs.replace(
+            tokens_of(self._model),
             bos=api.llama_vocab_bos(self._vocab),
             eos=api.llama_vocab_eos(self._vocab),
             add_bos=api.llama_vocab_get_add_bos(self._vocab),
@@ -97,19 +92,32 @@ class LoadedVocabulary:
             raise ValueError("a text has more tokens than twice its bytes")
         return tuple(ids[:count])
 
-    def _piece(self, token: int, *, written: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        size = api.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, written)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = api.llama_token_to_piece(self._vocab, token, buffer, -size, 0, written)
-        return buffer.raw[:size]
-
     def _template(self) -> str:
         raw = api.llama_model_chat_template(self._model, None) or b""
         if len(raw) > TEMPLATE_BYTES:
             raise ModelError(f"the chat template has {len(raw)} bytes, at most {TEMPLATE_BYTES} are read")
         return raw.decode("utf-8", "replace")
+
+
+def tokens_of(model: Any) -> Vocabulary:
+    """What the tokens of a loaded llama.cpp model say, and which end an answer; nothing else of it."""
+    vocab = api.llama_model_get_vocab(model)
+    count = api.llama_vocab_n_tokens(vocab)
+    pieces = tuple(_piece(vocab, token, written=False) for token in range(count))
+    unshown = (token for token in range(count) if not pieces[token])
+    markers = {token: text for token in unshown if (text := _piece(vocab, token, written=True))}
+    return Vocabulary(
+        pieces, markers, frozenset(filter(lambda token: api.llama_vocab_is_eog(vocab, token), range(count)))
+    )
+
+
+def _piece(vocab: Any, token: int, *, written: bool) -> bytes:
+    buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+    size = api.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, 0, written)
+    if size < 0:
+        buffer = ctypes.create_string_buffer(-size)
+        size = api.llama_token_to_piece(vocab, token, buffer, -size, 0, written)
+    return buffer.raw[:size]
 
 
 def _fingerprint(known: Vocabulary) -> str:

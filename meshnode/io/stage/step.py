@@ -92,7 +92,10 @@ class Step:
             if wanted:
                 sampler = self._table.samplers[lane]
                 assert sampler is not None, "an open lane of the last stage has a sampler"
-                samples.append(sampler.draw(lane, position, logits[len(samples)]))
+                try:
+                    samples.append(sampler.draw(lane, position, logits[len(samples)]))
+                except StageError as error:
+                    raise RowsRefused(error.reason, str(error), (lane,)) from None
         self._meter.samples += len(samples)
         return tuple(samples)
 
