@@ -25,7 +25,7 @@ from meshnode.wire.stage_protocol import LoadStage
 
 if TYPE_CHECKING:
     from meshnode.io.llama.engine import SliceEngine
-    from meshnode.io.llama.grammar import Constraint, Grammars
+    from meshnode.io.llama.grammar import AwaitedConstraint, GrammarThread
 
 
 class Native:
@@ -33,7 +33,7 @@ class Native:
 
     def __init__(self) -> None:
         self._engine: SliceEngine | None = None
-        self._grammars: Grammars | None = None
+        self._grammars: GrammarThread | None = None
 
     def load_engine(self, what: LoadStage, progress: Callable[[float], bool]) -> Engine:
         """The slice of `what`. Raises ModelError, StageError."""
@@ -67,13 +67,13 @@ class Native:
         constraint = self._constrain(opened) if opened.sampling.grammar else None
         return LaneSampler(opened.sampling, vocabulary, opened.window, opened.generated, constraint)
 
-    def _constrain(self, opened: Open) -> Constraint:
-        """The first grammar of a run makes the table of tokens: most runs never see one."""
-        from meshnode.io.llama.grammar import Grammars
+    def _constrain(self, opened: Open) -> AwaitedConstraint:
+        """The first grammar of a run makes what is needed for it: most runs never see one."""
+        from meshnode.io.llama.grammar import GrammarThread
 
         assert self._engine is not None, "a lane opens on a loaded slice"
         if self._grammars is None:
-            self._grammars = Grammars(self._engine.tokens())
+            self._grammars = GrammarThread(self._engine.tokens)
         return self._grammars.constrain(opened.sampling.grammar, opened.accepted)
 
 

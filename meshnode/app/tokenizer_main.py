@@ -93,14 +93,14 @@ class TokenizerProcess:
         return Described(described)
 
     def _check(self, request: Check) -> Checked:
-        """Compile it and ask for the first tokens. StageError(GRAMMAR_REFUSED)."""
+        """StageError(GRAMMAR_REFUSED) for a grammar that cannot be kept to."""
         from meshnode.io.llama.grammar import Grammars, translated
 
         assert self._described is not None, "asked after Open"
         if self._grammars is None:
             self._grammars = Grammars(self._described)
         grammar = translated(request.grammar) if request.gbnf else request.grammar
-        self._grammars.constrain(grammar).allowed()
+        self._grammars.check(grammar)
         return Checked(grammar)
 
 

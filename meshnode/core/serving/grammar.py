@@ -96,6 +96,11 @@ class Wording:
         begin = self._control_in(frame.opening or frame.before)
         rules = self._calls(frame, tools, several)
         if schema is not None:
+            if not begin and not frame.separator:
+                raise InvalidRequest(
+                    "this model writes calls as bare JSON, so an answer of a schema cannot be told from one;"
+                    " leave out the tools, or force a call by tool_choice"
+                )
             return self._whole(f"answer | calls\nanswer: {self._json(schema)}\n{rules}")
         if begin:
             return self._whole(f"{_FREE} calls?\n{rules}")

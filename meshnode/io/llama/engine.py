@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,8 @@ class SliceEngine:
         self._memory: Any = None
         self._table: EmbeddingTable | None = None
         self._tap: Tap | None = None
+        self._reading = Lock()
+        """Held by another thread that reads the vocabulary: what it reads is not freed under it."""
         self._abort = native.AbortFlag()
         self._reported = native.LogTap()
 
@@ -288,8 +291,11 @@ class SliceEngine:
         return int(api.llama_memory_seq_pos_max(self._memory, lane)) + 1
 
     def tokens(self) -> Vocabulary:
-        """What the tokens say; on the last stage only: the files of the others know none."""
-        return tokens_of(self._model)
+        """What the tokens say, from any thread; on the last stage only: the files of the others know none."""
+        with self._reading:
+            if not self._model:
+                raise StageError("not_loaded", "the slice was unloaded")
+            return tokens_of(self._model)
 
     def abort(self) -> None:
         """Stop the running decode (from another thread); it ends with reason aborted."""
@@ -309,9 +315,10 @@ class SliceEngine:
         if self._context:
             api.llama_free(self._context)
             self._context = self._memory = None
-        if self._model:
-            api.llama_model_free(self._model)
-            self._model = None
+        with self._reading:
+            if self._model:
+                api.llama_model_free(self._model)
+                self._model = None
         if self._table is not None:
             self._table.close()
             self._table = None
