@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from meshnode.core.serving.calls import ARGUMENTS, CALLS, TAGGED_END, Format
+from meshnode.core.serving.calls import ARGUMENTS, CALLS, TAGGED_END, TAGS, Format
 from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import Thinking
 from meshnode.errors import InvalidRequest
@@ -80,7 +80,8 @@ class Wording:
 
     def __init__(self, vocabulary: Vocabulary, thinking: Thinking | None, *, lenient: bool = False) -> None:
         self._lenient = lenient
-        self._controls = {text.decode("utf-8", "replace"): token for token, text in vocabulary.markers.items()}
+        tags = TAGS | (thinking.tags if thinking is not None else frozenset())
+        self._controls = {text.decode(): token for token, text in vocabulary.markers.items() if text in tags}
         self._thinking = thinking
 
     def answer(self, schema: Schema) -> str:
@@ -113,14 +114,20 @@ class Wording:
         return self._whole(f"(/\\s*[^{{\\s](.|\\n)*/)? | calls\n{rules}")
 
     def _whole(self, body: str) -> str:
-        """`body`: what `start` is, and further rules. A thought that the prompt began comes to its end first."""
-        if self._thinking is None or not self._thinking.begun:
+        """`body`: what `start` is, and further rules. A thought that the prompt began comes to its end first; one that
+        the model begins itself, by its tag, may come before."""
+        if self._thinking is None:
             return f"start: {body}"
-        end = self._thinking.end
-        space = r"/[ \n]{0,2}/"
-        if end in self._controls:
-            return f"start: {_FREE} {self._literal(end)} {space} body\nbody: {body}"
-        return f"start: thought {space} body\nthought[lazy]: /(.|\\n)*{_escaped(end)}/\nbody: {body}"
+        end, begun = self._thinking.end, self._thinking.begun
+        free = f"{_FREE} {self._literal(end)}"
+        rules = [f"body: {body}"]
+        if end not in self._controls:
+            free = "thought"
+            rules.append(f"thought[lazy]: /(.|\\n)*{_escaped(end)}/")
+        lead = f"{free} /[ \\n]{{0,2}}/"
+        return "\n".join(
+            [f"start: {lead if begun else f'({self._literal(self._thinking.begin)} {lead})?'} body", *rules]
+        )
 
     def _calls(self, frame: Frame, tools: Sequence[Callable], several: bool) -> str:
         names = " | ".join(f"call{number}" for number in range(len(tools)))
@@ -156,7 +163,7 @@ class Wording:
         return " ".join(filter(None, parts))
 
     def _control_in(self, text: str) -> str:
-        return next((control for control in self._controls if control and control in text), "")
+        return next((control for control in self._controls if control in text), "")
 
 
 def _arguments(tool: Callable) -> Schema:

@@ -49,10 +49,11 @@ class GenerationRoutes:
         text, prompt = await chat_prompt(model, asked.as_conversation())
         shape = shape_of(len(prompt))
         thinking = thinking_of(model.vocabulary.chat_template, text)
-        demanded = await chat_grammar(model, asked, reading.calling, thinking)
+        told = thinking if reading.forced is not None or asked.splits_thoughts() else None
+        # Where thoughts stay in the text, only one that the prompt began may stand before what was demanded.
+        first = told if thinking is None or not thinking.begun else thinking
+        demanded = await chat_grammar(model, asked, reading.calling, first)
         sampling = msgspec.structs.replace(sampling, grammar=demanded.grammar)
-        if reading.forced is None and not asked.splits_thoughts():
-            thinking = None
         with self._counting_refusals():
             generations = _generations(model, shape, [prompt] * count, count, limit, sampling)
         job = Job(
@@ -60,7 +61,7 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
-            reading=msgspec.structs.replace(reading, thinking=thinking, pieces=shape.dialect is Dialect.CHAT),
+            reading=msgspec.structs.replace(reading, thinking=told, pieces=shape.dialect is Dialect.CHAT),
             relaxed=demanded.relaxed,
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import gbnf_to_lark
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 from numpy.typing import NDArray
 
 from meshnode.core.serving.text import Vocabulary
@@ -60,8 +60,11 @@ def translated(gbnf: str) -> str:
     """llama.cpp's GBNF in llguidance's words. StageError for what is none."""
     try:
         return str(gbnf_to_lark(gbnf))
-    except Exception as error:  # the translator raises Exception itself
-        raise StageError(GRAMMAR_REFUSED, f"it is no GBNF: {error}"[:_MESSAGE_CHARACTERS]) from None
+    except Exception as error:
+        # The translator raises Exception itself; what else may be a defect of ours goes on.
+        if type(error) is Exception or isinstance(error, GbnfToLarkError | ValueError | LookupError | RecursionError):
+            raise StageError(GRAMMAR_REFUSED, f"it is no GBNF: {error}"[:_MESSAGE_CHARACTERS]) from None
+        raise
 
 
 class Grammars:

@@ -73,7 +73,10 @@ class LaneSampler:
     def draw(self, lane: int, position: int, logits: Floats) -> LaneSample:
         """The next token from raw logits (vocabulary,), which are not changed; it is remembered."""
         adjusted = self._adjusted(logits)
-        token = self._pick(adjusted) if self._constraint is None else self._pick_allowed(adjusted, self._constraint)
+        if self._constraint is not None:
+            token = self._choose_allowed(adjusted, self._constraint)
+        else:
+            token = int(adjusted.argmax()) if self._sampling.temperature == 0 else self._choose(adjusted)
         self._generated += 1
         if self._penalised:
             self._window.append(token)
@@ -82,13 +85,11 @@ class LaneSampler:
         logprob, alternatives = log_probabilities(logits, token, self._sampling.top_logprobs)
         return LaneSample(lane, position, token, logprob, alternatives)
 
-    def _pick(self, logits: Floats) -> int:
-        return int(logits.argmax()) if self._sampling.temperature == 0 else self._choose(logits)
-
-    def _pick_allowed(self, logits: Floats, constraint: Constraint) -> int:
+    def _choose_allowed(self, logits: Floats, constraint: Constraint) -> int:
         """Of the allowed tokens only, as if there were no others."""
         allowed = constraint.allowed()
-        token = int(allowed[self._pick(logits[allowed])])
+        left = logits[allowed]
+        token = int(allowed[left.argmax() if self._sampling.temperature == 0 else self._choose(left)])
         constraint.accept(token)
         return token
 

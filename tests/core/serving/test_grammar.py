@@ -63,6 +63,14 @@ def test_arguments_are_objects():
     assert refused.value.param == "tools"
 
 
+def test_a_control_token_that_is_no_tag_is_not_meant_by_a_name():
+    odd = Vocabulary(pieces=(b"", b""), markers={0: b"add", 1: b"\xff"}, end=frozenset({1}))
+    grammar = Wording(odd, None).forced(
+        frame_of(Format.TAGGED, ""), [Callable("add", Schema({}, strict=True))], several=True
+    )
+    assert "<[" not in grammar
+
+
 def test_control_tokens_are_named_by_their_ids():
     call = [Callable("f", Schema({}, strict=True))]
     assert "<[2]>" in PLAIN.forced(frame_of(Format.LISTED, ""), call, several=True)

@@ -377,6 +377,21 @@ def test_a_thought_that_the_prompt_began_is_ended_first(grammars, control):
     assert ord("2") not in grammars.constrain(grammar, [*b"Hm", *end]).allowed()
 
 
+def test_a_model_that_thinks_may_think_first_and_need_not(grammars):
+    thinking = Thinking("<think>", "</think>", begun=False)
+    for wording in (
+        Wording(VOCABULARY, thinking),
+        Wording(VOCABULARY, Thinking("[TOOL_CALLS]", "</think>", begun=False)),
+    ):
+        grammar = wording.forced(TAGGED, TOOLS, several=False)
+        grammars.check(grammar)
+        assert fits(grammars, grammar, CALL)
+        assert not fits(grammars, grammar, f"Hm.</think>{CALL}")
+    grammar = Wording(VOCABULARY, thinking).forced(TAGGED, TOOLS, several=False)
+    assert fits(grammars, grammar, f"<think>\nHm. <tool_call>? {{}}</think>\n\n{CALL}")
+    assert not fits(grammars, grammar, "<think>Hm.</think>\n\nHello")
+
+
 def test_llama_cpps_grammars_are_translated(grammars):
     grammar = translated('root ::= answer "!"\nanswer ::= "yes" | "no" [0-9]{2}')
     grammars.check(grammar)

@@ -90,6 +90,21 @@ def test_the_last_stage_draws_for_flagged_rows_in_their_order():
     assert bench.meter.samples == 2
 
 
+def test_a_lane_whose_next_token_cannot_be_told_fails_alone():
+    bench = Bench(last=True)
+    bench.answer(rows_of())
+
+    class Refusing:
+        def draw(self, lane, position, logits):
+            raise StageError("grammar_refused", "nothing may follow")
+
+    bench.table.samplers[1] = Refusing()
+    failed = bench.answer(rows_of((0, 0), (1, 0), microbatch=2, operations=()))
+    assert failed == FailedFrame(FENCE, 2, Failure(1, "grammar_refused", "nothing may follow", (1,), ()))
+    assert bench.table.next_position == [0, 0, 0, 0]
+    assert bench.engine.held == {0: 0, 1: 0}
+
+
 def test_a_failed_decode_is_rolled_back_and_names_its_lanes_and_operations():
     bench = Bench()
     bench.engine.error = StageError("no_kv_room", "full")
