@@ -170,6 +170,16 @@ def test_the_other_routes_and_llama_cpps_fields_keep_to_the_same(node: RealNode)
     assert number.isdigit()
 
 
+def test_what_is_not_strict_is_relaxed_and_every_node_says_so(node: RealNode) -> None:
+    schema = {"type": "array", "uniqueItems": True, "items": {"type": "boolean"}, "maxItems": 3}
+    body = {"messages": MESSAGES, "response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}
+    body["response_format"]["json_schema"]["schema"] = schema
+    response = httpx.post(f"{node.url}/v1/chat/completions", json=body, timeout=WAIT_S)
+    assert (response.status_code, response.headers["x-meshnode-schema"]) == (200, "relaxed")
+    words = json.loads(response.json()["choices"][0]["message"]["content"])
+    assert all(isinstance(word, bool) for word in words)
+
+
 def test_a_stop_string_still_ends_an_answer(node: RealNode) -> None:
     (choice,) = chat(node, response_format=format_of(SCHEMAS["record"]), stop='"size"')
     assert choice["finish_reason"] == "stop"

@@ -111,7 +111,9 @@ class Wording:
             inner = msgspec.structs.replace(frame, before=frame.before.removeprefix(tag), separator="")
             rules = self._calls(inner, tools, several=False)
             return self._whole(f"(head calls){more} {_FREE}\nhead[lazy]: /(.|\\n)*{_escaped(tag)}/\n{rules}")
-        return self._whole(f"(/\\s*[^{{\\s](.|\\n)*/)? | calls\n{rules}")
+        # Text begins with no brace; nor as a thought does, or a call could follow that as text.
+        begins = r"{\s" + ("" if self._thinking is None else _escaped(self._thinking.begin[0]))
+        return self._whole(f"(/\\s*[^{begins}](.|\\n)*/)? | calls\n{rules}")
 
     def _whole(self, body: str) -> str:
         """`body`: what `start` is, and further rules. A thought that the prompt began comes to its end first; one that
@@ -125,9 +127,9 @@ class Wording:
             free = "thought"
             rules.append(f"thought[lazy]: /(.|\\n)*{_escaped(end)}/")
         lead = f"{free} /[ \\n]{{0,2}}/"
-        return "\n".join(
-            [f"start: {lead if begun else f'({self._literal(self._thinking.begin)} {lead})?'} body", *rules]
-        )
+        if not begun:
+            lead = f"({self._literal(self._thinking.begin)} {lead})?"
+        return "\n".join([f"start: {lead} body", *rules])
 
     def _calls(self, frame: Frame, tools: Sequence[Callable], several: bool) -> str:
         names = " | ".join(f"call{number}" for number in range(len(tools)))

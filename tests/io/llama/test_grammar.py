@@ -11,7 +11,7 @@ import pytest
 from meshnode.core.serving.calls import Format
 from meshnode.core.serving.grammar import Callable, Schema, Wording, frame_of
 from meshnode.core.serving.text import Vocabulary
-from meshnode.core.serving.thoughts import Thinking
+from meshnode.core.serving.thoughts import TAGS, Thinking
 from meshnode.errors import InvalidRequest, StageError
 from meshnode.io.llama import grammar as module
 from meshnode.io.llama.grammar import Grammars, GrammarThread, translated
@@ -390,6 +390,18 @@ def test_a_model_that_thinks_may_think_first_and_need_not(grammars):
     grammar = Wording(VOCABULARY, thinking).forced(TAGGED, TOOLS, several=False)
     assert fits(grammars, grammar, f"<think>\nHm. <tool_call>? {{}}</think>\n\n{CALL}")
     assert not fits(grammars, grammar, "<think>Hm.</think>\n\nHello")
+
+
+@pytest.mark.parametrize("frame", [TAGGED, BARE], ids=["tagged", "bare"])
+def test_a_call_behind_a_thought_is_strict_too(grammars, frame):
+    for begin, end in TAGS:
+        grammar = Wording(VOCABULARY, Thinking(begin, end, begun=False)).offered(frame, TOOLS, several=True)
+        grammars.check(grammar)
+        for lead in ("", f"{begin}Hm.\n{end}", f"{begin}Hm.{end}\n\n"):
+            call = f"{frame.before}add{frame.between}{{}}{frame.after}"
+            assert fits(grammars, grammar, lead + call.replace("{}", '{"a": 1}'))
+            assert not fits(grammars, grammar, lead + call)
+            assert fits(grammars, grammar, f"{lead}Hello")
 
 
 def test_llama_cpps_grammars_are_translated(grammars):
