@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
+from meshnode.io.llama.stack import on_stack, thread_of
 from meshnode.wire.sampling import GRAMMAR_REFUSED
 
 STEP_FUEL: Final = 50_000
@@ -28,6 +29,12 @@ STEP_FUEL: Final = 50_000
 before it was given up, with this 0.1 to 0.2 s and 54 MB; the schemas of docs/protocols/serving.md need none of it."""
 STATES: Final = 20_000
 """Of one lane's lexer, 2 kB each: 40 MB at most, a tenth of llguidance's own limit."""
+STACK: Final = 128 * 1024 * 1024
+"""Of the thread that compiles for a stage, as far as it is touched: 3,500 rules that name each other in turn, which fit
+into 43 KB, took more than 8 MB."""
+CHECK_STACK: Final = STACK // 2
+WALK_STACK: Final = 1024 * 1024
+"""No thread that computes has less, on any system."""
 WALKS: Final = 4
 WALK_TOKENS: Final = 16
 """Of each walk of a check: 64 masks of 0.3 ms, of 20 ms for the largest schemas."""
@@ -82,7 +89,14 @@ class Grammars:
         self._limits = LLParserLimits(step_lexer_fuel=STEP_FUEL, max_lexer_states=STATES, verbose_errors=False)
 
     def check(self, grammar: str) -> None:
-        """Compile it, and follow it a little way: too many choices show behind the first token, not before it."""
+        """Compile it, and follow it a little way: too many choices show behind the first token, not before it.
+
+        Both on smaller stacks than a stage has for them: what is too deep ends this process.
+        """
+        on_stack(CHECK_STACK, lambda: self._compiled(grammar))
+        on_stack(WALK_STACK, lambda: self._walk(grammar))
+
+    def _walk(self, grammar: str) -> None:
         for walk in range(WALKS):
             constraint = self.constrain(grammar)
             for step in range(WALK_TOKENS):
@@ -147,7 +161,7 @@ class GrammarThread:
     def __init__(self, describe: Callable[[], Vocabulary]) -> None:
         self._describe = describe
         self._grammars: Grammars | None = None
-        self._thread = ThreadPoolExecutor(1, "stage-grammar")
+        self._thread = thread_of(STACK, "stage-grammar")
 
     def constrain(self, grammar: str, accepted: Sequence[int]) -> AwaitedConstraint:
         """As Grammars.constrain; what that raises comes with the first mask."""

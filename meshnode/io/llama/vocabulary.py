@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import msgspec
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import InvalidRequest, ModelError
 from meshnode.io.llama.native import LogTap, api, listen, start
+from meshnode.io.llama.stack import on_stack
 
 TEXT_BYTES: Final = 4 * 1024 * 1024
 """Of one text: 1,000,000 tokens of English, 5 to 10 s of tokenizing."""
@@ -71,16 +71,10 @@ class LoadedVocabulary:
         raw = text.encode("utf-8", "replace")
         if len(raw) > TEXT_BYTES:
             raise InvalidRequest(f"the text has {len(raw)} bytes, at most {TEXT_BYTES} are tokenized")
-        found: list[tuple[int, ...]] = []
-        # A thread for its stack only; the caller waits.
-        previous = threading.stack_size(STACK_BYTES)
-        thread = threading.Thread(target=lambda: found.append(self._tokenize(raw, add_special, parse_special)))
-        thread.start()
-        threading.stack_size(previous)
-        thread.join()
-        if not found:
-            raise InvalidRequest("the text cannot be tokenized")
-        return found[0]
+        try:
+            return on_stack(STACK_BYTES, lambda: self._tokenize(raw, add_special, parse_special))
+        except ValueError:
+            raise InvalidRequest("the text cannot be tokenized") from None
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         # No token is shorter than a byte, apart from the few that are added at the ends and, in some vocabularies,

@@ -16,7 +16,7 @@ from meshnode.errors import InvalidRequest, StageError
 from meshnode.io.llama import grammar as module
 from meshnode.io.llama.grammar import Grammars, GrammarThread, translated
 from meshnode.io.llama.sampler import LaneSampler
-from meshnode.wire.sampling import Sampling
+from meshnode.wire.sampling import GRAMMAR_BYTES, Sampling
 
 # Tokens that spell more than one byte, as those of real vocabularies do: over quotes, braces and parts of characters.
 LONG = ('": ', '", "', '{"', '{"a": ', "true", "00", '"}', "], [", "é", "\\n", "0.", "e+", "</think>", "<tool_call>")
@@ -233,6 +233,26 @@ BOMBS = {
 def test_a_hostile_schema_is_refused_for_its_cost(grammars, name):
     with pytest.raises((StageError, InvalidRequest)):
         grammars.check(grammar_of(BOMBS[name]))
+
+
+def rule_chain(count):
+    return "start: r0\n" + "\n".join(f"r{number}: r{number + 1}" for number in range(count)) + f'\nr{count}: "1"'
+
+
+def schema_chain(count):
+    def link(number):
+        return {"type": "object", "properties": {"x": {"$ref": f"#/$defs/a{number + 1}"}}, "required": ["x"]}
+
+    links = {f"a{number}": link(number) for number in range(count)}
+    return grammar_of({"$ref": "#/$defs/a0", "$defs": {**links, f"a{count}": {"const": 1}}})
+
+
+@pytest.mark.parametrize("grammar", [rule_chain(3500), schema_chain(650)], ids=["rules", "schemas"])
+def test_a_grammar_as_deep_as_its_bytes_allow_ends_no_process(grammars, grammar):
+    assert len(grammar) < GRAMMAR_BYTES
+    grammars.check(grammar)
+    thread = GrammarThread(lambda: VOCABULARY)
+    assert len(thread.constrain(grammar, ()).allowed()) > 0
 
 
 def test_a_bomb_behind_a_harmless_beginning_ends_the_answer_with_an_error_of_its_own(grammars):
