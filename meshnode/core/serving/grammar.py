@@ -10,12 +10,13 @@ refused, here or by llguidance.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from meshnode.core.serving.calls import ARGUMENTS, CALLS, TAGGED_END, TAGS, Format
+from meshnode.core.serving.strictness import refuse_unkept
 from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import Thinking
 from meshnode.errors import InvalidRequest
@@ -25,8 +26,10 @@ _STYLE: Final = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
     "key_separator": ": ?",
-    # Without \u: every text has one spelling, so no key comes twice under two, and lengths count characters.
+    # Without \u every text has one spelling: "\u00e9" would pass for a key that is not "é", and go without its schema.
     "json_allowed_escapes": 'nrbtf\\"',
+    # Where it is strict, no two parts of a oneOf fit at once (strictness), so it is an anyOf.
+    "coerce_one_of": True,
 }
 
 
@@ -149,8 +152,8 @@ class Wording:
         if not isinstance(value, dict):
             raise InvalidRequest("a schema is a JSON object")
         try:
-            if not lenient and any(map(_repeatable, _objects(value))):
-                raise InvalidRequest("minProperties beyond what is required counts a key twice that comes twice")
+            if not lenient:
+                refuse_unkept(value)
             return "%json " + json.dumps({**value, "x-guidance": {**_STYLE, "lenient": lenient}}, allow_nan=False)
         except (RecursionError, ValueError):
             raise InvalidRequest("the schema is too deep, or holds numbers that JSON has not") from None
@@ -174,23 +177,6 @@ def _arguments(tool: Callable) -> Schema:
     if given.get("type", "object") != "object":
         raise InvalidRequest(f"the parameters of {tool.name} are no object", "tools")
     return Schema({**given, "type": "object"}, tool.arguments.strict)
-
-
-def _repeatable(schema: dict[str, Any]) -> bool:
-    """Whether llguidance would count a key twice that came twice."""
-    least, required = schema.get("minProperties"), schema.get("required")
-    counted = len(set(map(str, required))) if isinstance(required, list) else 0
-    return isinstance(least, int) and least > max(counted, 1)
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-        for each in value.values():
-            yield from _objects(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _objects(each)
 
 
 def _escaped(text: str) -> str:
