@@ -30,6 +30,7 @@ from meshnode.wire.activation import (
     Rows,
     SampledFrame,
     Trim,
+    changes_of,
 )
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim
@@ -119,7 +120,7 @@ class Slice:
         used = {row.lane for row in batch.rows}
         self.broken |= used if fails else set()
         if guilty := tuple(sorted(self.broken & used)):
-            failure = Failure(self.index, "fatal", "a decode failed", guilty, batch.operations)
+            failure = Failure(self.index, "fatal", "a decode failed", guilty, changes_of(batch.operations))
             return replace(batch, rows=(), failure=failure)
         return replace(batch, rows=tuple(self._row(row) for row in batch.rows))
 
@@ -195,7 +196,9 @@ class Pipeline:
             self.scheduler.submit(request, self.world.now)
         except Overloaded:
             return
-        requests.accepted(request.id, self.fence, answer(prompt, most, self.claim.layers), self.world.now)
+        requests.accepted(
+            request.id, (self.claim.deployment, self.fence), answer(prompt, most, self.claim.layers), self.world.now
+        )
         if draw.random() < CANCELLED:
             self.machine.after(draw.uniform(0.0, 0.5), lambda: self._cancel(request.id))
         self._send()

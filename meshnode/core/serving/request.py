@@ -20,6 +20,9 @@ class Generation(msgspec.Struct, frozen=True):
     sampling: Sampling
     chunk: int = 0
     """Most rows of the prompt in one frame, where that is less than the run's own; 0: the run's. For the probe."""
+    scored: bool = False
+    """The prompt's own tokens are wanted with their log-probabilities (`Sampled.prompt`): every row of it is computed,
+    in chunks of `limits.SCORED_ROWS` at most, and none may come of what another request left in a cache."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -40,6 +43,9 @@ class Sampled(msgspec.Struct, frozen=True):
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     finish: str = ""
+    prompt: tuple[Sampled, ...] = ()
+    """With the first token of a scored generation: every token of the prompt behind the first, as if it had been
+    generated after those before it."""
 
 
 class Generator(Protocol):

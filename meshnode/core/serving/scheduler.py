@@ -17,6 +17,7 @@ cells are given back exactly once; positions of a lane are contiguous; nothing i
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 
 from meshnode.core.serving.events import Event, Failed, Statistics, TokenReady
 from meshnode.core.serving.microbatch import InFlight, Microbatch, Span
@@ -36,6 +37,7 @@ from meshnode.errors import (
 )
 from meshnode.wire.activation import Close, FailedFrame, Frame, LaneSample, Rows, SampledFrame
 from meshnode.wire.fence import Fence
+from meshnode.wire.limits import SCORED_ROWS
 from meshnode.wire.sampling import GRAMMAR_REFUSED
 
 
@@ -288,6 +290,7 @@ class Scheduler:
             self._chunks += 1
             sequence.chunked = self._chunks
             rows = min(self._options.chunk, sequence.request.chunk or self._options.chunk)
+            rows = min(rows, SCORED_ROWS) if sequence.request.scored else rows
             frames.append(self._in_flight.frame([sequence], rows, self._seatings, chunk=True))
             prompts = [s for s in prompts if s.pending > 1]
         return frames
@@ -314,6 +317,8 @@ class Scheduler:
             if current:
                 span.sequence.since = now
                 self._counts["prompt"] += span.rows if microbatch.chunk else 0
+            if span.scored:
+                self._scored(span, list(islice(drawn, span.scored)))
             if not span.logits:
                 continue
             sample = next(drawn)
@@ -325,6 +330,18 @@ class Scheduler:
                 events.append(self._token(span, sample))
         return events
 
+    def _scored(self, span: Span, samples: list[LaneSample]) -> None:
+        """Keep the scores of a prompt's rows until its first token is known."""
+        scores, prompt = span.sequence.scores, span.sequence.request.prompt
+        first = span.position + span.rows - span.logits - span.scored
+        for position, sample in enumerate(samples, first):
+            asked = (sample.lane, sample.position, sample.token) == (span.lane, position, prompt[position + 1])
+            if not asked or sample.logprob is None:
+                raise PeerError("the last stage scored another row or token than was asked for, or did not")
+        if span.current:
+            assert len(scores) == first
+            scores += [Sampled(each.token, each.logprob, _alternatives(each)) for each in samples]
+
     def _token(self, span: Span, sample: LaneSample) -> TokenReady:
         sequence, request = span.sequence, span.sequence.request
         self._counts["generated"] += 1
@@ -333,16 +350,15 @@ class Scheduler:
             finish = "stop"
         elif sequence.generated + 1 == request.max_tokens or sequence.sent == self._options.context:
             finish = "length"
-        alternatives: tuple[Alternative, ...] = ()
-        if sample.alternatives:
-            alternatives = tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
+        alternatives = _alternatives(sample) if sample.alternatives else ()
+        prompt = tuple(sequence.scores) if sequence.scores and not sequence.generated else ()
         if finish:
             self._counts["finished"] += 1
             self._end(sequence)
         else:
             sequence.ids.append(sample.token)
             sequence.unread += 1
-        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish))
+        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish, prompt))
 
     def _failed_frame(self, frame: FailedFrame, microbatch: Microbatch, now: float) -> list[Event]:
         """End the lanes at fault; others of the microbatch are computed again from their ids."""
@@ -365,6 +381,10 @@ class Scheduler:
                 self._pause(span.sequence)
         self._admit(now)
         return events
+
+
+def _alternatives(sample: LaneSample) -> tuple[Alternative, ...]:
+    return tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
 
 
 def _rests(sequence: Sequence) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from meshnode.core.serving.request import Generation
+from meshnode.core.serving.request import Generation, Sampled
 
 UNSEATED: Final = -1
 
@@ -48,6 +48,8 @@ class Sequence:
     """Tokens delivered and not yet taken by the consumer."""
     chunked: int = 0
     """Order number of the last prefill chunk: chunks of several prompts take turns."""
+    scores: list[Sampled] = field(default_factory=list)
+    """Of a scored prompt: its tokens from the second on, as far as their rows were answered. A pause keeps them."""
     retries: int = 0
     """How often a microbatch with it failed through no fault of its own."""
 
@@ -58,6 +60,11 @@ class Sequence:
     def generated(self) -> int:
         """Tokens accepted so far; the sampler's counter."""
         return len(self.ids) - len(self.request.prompt)
+
+    def unscored(self, position: int, rows: int) -> int:
+        """How many of so many rows from `position` on are followed by a token of the prompt without a score."""
+        first = max(position, len(self.scores))
+        return max(0, min(position + rows, len(self.request.prompt) - 1) - first)
 
     @property
     def pending(self) -> int:

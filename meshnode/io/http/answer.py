@@ -34,6 +34,8 @@ EVENTS: Final = 64
 
 RELAXED: Final = {"x-meshnode-schema": "relaxed"}
 """Of an answer whose schema could not be enforced whole, and was not strict."""
+WRITERS: Final = trio.CapacityLimiter(1)
+"""A scored prompt of 131,072 tokens takes 0.7 s to write down: in a thread, and one at a time."""
 
 Event = Delta | MeshError
 
@@ -126,7 +128,9 @@ class Answer(Response):
                 async for sampled in tokens:
                     timing.token(trio.current_time())
                     delta = choice.feed(sampled)
-                    if delta.text or delta.thought or delta.calls or delta.tokens or delta.finish:
+                    if sampled.prompt:
+                        delta = msgspec.structs.replace(delta, prompt=sampled.prompt)
+                    if delta.text or delta.thought or delta.calls or delta.tokens or delta.finish or delta.prompt:
                         await into.send(delta)
                     if delta.finish:
                         timing.ended(delta.finish)
@@ -156,9 +160,15 @@ class Answer(Response):
                 return failure_of(event).response(self._shape.dialect)
             deltas[event.index].append(event)
             unfinished -= bool(event.finish)
-        response = json_response(self._shape.whole(deltas, self._counts()))
-        response.headers.update(RELAXED if self._job.relaxed else {})
-        return response
+
+        def write() -> Response:
+            response = json_response(self._shape.whole(deltas, self._counts()))
+            response.headers.update(RELAXED if self._job.relaxed else {})
+            return response
+
+        if self._job.generations[0].scored:
+            return await trio.to_thread.run_sync(write, limiter=WRITERS)
+        return write()
 
     async def _stream(self, events: trio.MemoryReceiveChannel[Event], send: Send) -> Response:
         """Send everything but the end of the stream, which is returned."""

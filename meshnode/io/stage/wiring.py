@@ -31,6 +31,9 @@ class Engine(Protocol):
         Raises StageError; afterwards `next_position` tells what the lanes hold.
         """
 
+    def rehearse(self, rows: Rows, /) -> None:
+        """All of `decode` but the decoding. Raises StageError."""
+
     def trim(self, lane: int, position: int) -> bool:
         """Forget positions >= `position`; False where this model cannot."""
 
@@ -61,6 +64,9 @@ class Sampler(Protocol):
 
     def draw(self, lane: int, position: int, logits: NDArray[np.float32]) -> LaneSample:
         """The next token from raw logits (vocabulary,) and remember it."""
+
+    def score(self, lane: int, position: int, logits: NDArray[np.float32], target: int) -> LaneSample:
+        """How likely `target` is, and what was likelier; nothing is remembered. Raises StageError for no token."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meshnode.core.serving.events import Event, Failed, TokenReady
 from meshnode.core.serving.options import ServingOptions
-from meshnode.core.serving.request import Generation
+from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.scheduler import Scheduler
 from meshnode.wire.sampling import Sampling
 from tests.core.serving.stages import END, FENCE, VOCABULARY, Stages
@@ -19,13 +19,15 @@ class Head:
         self.scheduler = Scheduler(self.options, FENCE)
         self.stages = Stages(self.options.context, self.options.chunk)
         self.tokens: dict[str, list[int]] = {}
+        self.scores: dict[str, list[Sampled]] = {}
         self.ends: dict[str, str | Exception] = {}
         self.now = 0.0
 
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling))
+    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, scored=False, **sampling) -> None:
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), scored=scored)
         self.scheduler.submit(request, self.now)
         self.tokens[name] = []
+        self.scores[name] = []
 
     def send(self) -> int:
         frames = self.scheduler.next_frames(self.now)
@@ -40,6 +42,8 @@ class Head:
             assert event.id not in self.ends, "nothing follows the end of a request"
             match event:
                 case TokenReady(name, sampled):
+                    assert not (sampled.prompt and self.tokens[name]), "scores come with the first token"
+                    self.scores.setdefault(name, []).extend(sampled.prompt)
                     self.tokens[name].append(sampled.token)
                     if sampled.finish:
                         self.ends[name] = sampled.finish

@@ -8,7 +8,7 @@ from meshnode.core.serving.request import Generation
 from meshnode.errors import Overloaded, PromptTooLong
 from meshnode.wire.sampling import Sampling
 from tests.core.serving.head import Head
-from tests.core.serving.stages import VOCABULARY, answer
+from tests.core.serving.stages import VOCABULARY, answer, scores
 
 
 class Chaos(Head):
@@ -35,8 +35,9 @@ class Chaos(Head):
         prompt = tuple(draw.randrange(VOCABULARY) for _ in range(size))
         name = f"r{number}"
         try:
-            self.submit(name, prompt, most)
-            self.wanted[name] = Generation(name, prompt, most, Sampling())
+            scored = number % 5 == 0
+            self.submit(name, prompt, most, scored=scored)
+            self.wanted[name] = Generation(name, prompt, most, Sampling(), scored=scored)
         except (Overloaded, PromptTooLong):
             self.refused += 1
 
@@ -78,3 +79,5 @@ def test_r52_r53_random_histories_lose_no_lane_no_cell_and_no_request(seed) -> N
     for name, request in chaos.wanted.items():
         got = chaos.tokens[name]
         assert got == answer(request.prompt, len(got)), "pauses and failures change no token"
+        told = [(each.token, each.logprob) for each in chaos.scores[name]]
+        assert told == (scores(request.prompt) if request.scored and got else []), "nor a score"

@@ -110,9 +110,18 @@ class ByteModel:
             top = max(request.sampling.top_logprobs, 0)
             alternatives = tuple(Alternative((token + other) % 256, -0.5 - other) for other in range(top))
             logprob = -0.5 if request.sampling.top_logprobs >= 0 else None
-            yield Sampled(token, logprob, alternatives, finish)
+            prompt = self._scores(request, top) if request.scored and not index else ()
+            yield Sampled(token, logprob, alternatives, finish, prompt)
             if finish:
                 return
+
+    def _scores(self, request: Generation, top: int) -> tuple[Sampled, ...]:
+        """Token i of a prompt is as likely as -i, and the second likeliest."""
+        return tuple(
+            Sampled(token, -float(at), tuple(Alternative((token + 1 - k) % 256, 0.5 - at - k) for k in range(top)))
+            for at, token in enumerate(request.prompt)
+            if at
+        )
 
 
 class ByteDirectory:

@@ -16,6 +16,7 @@ from meshnode.wire.activation import (
     Open,
     Rows,
     SampledFrame,
+    Score,
     decode,
 )
 from meshnode.wire.fence import Fence, RunId, Term
@@ -41,12 +42,22 @@ class Doubler(Positions):
         with np.errstate(over="ignore"):
             return rows.activations * 2
 
+    def rehearse(self, rows):
+        self.rehearsed = rows
+        if self.error:
+            raise self.error
+
 
 class FirstLogit:
     """Draws its one logit, to see which row it was given."""
 
     def draw(self, lane, position, logits):
         return LaneSample(lane, position, int(logits[0]))
+
+    def score(self, lane, position, logits, target):
+        if target > 100:
+            raise StageError("bad_rows", "no such token")
+        return LaneSample(lane, position, target, -float(logits[0]))
 
 
 class Bench:
@@ -105,6 +116,31 @@ def test_a_lane_whose_next_token_cannot_be_told_fails_alone():
     assert bench.engine.held == {0: 0, 1: 0}
 
 
+def test_targets_are_scored_at_the_first_flagged_rows_of_their_lane_and_the_rest_are_drawn():
+    bench = Bench(last=True)
+    asked = rows_of((0, 0), (1, 0), (0, 1), (0, 2), operations=(*OPEN, Score(0, (7, 9)), Score(60, (1,))))
+    assert bench.answer(asked).samples == (
+        LaneSample(0, 0, 7, -6.0),
+        LaneSample(1, 0, 6),
+        LaneSample(0, 1, 9, -6.0),
+        LaneSample(0, 2, 6),
+    )
+    later = bench.answer(rows_of((0, 3), microbatch=2, operations=()))
+    assert later.samples == (LaneSample(0, 3, 6),), "targets are of their frame alone"
+
+
+def test_a_target_outside_the_vocabulary_fails_its_microbatch_and_changes_nothing():
+    bench = Bench(last=True)
+    failed = bench.answer(rows_of((0, 0), (0, 1), operations=(*OPEN, Score(0, (7, 101)))))
+    assert (failed.failure.reason, failed.failure.operations) == ("bad_rows", OPEN)
+    assert (bench.table.next_position[0], bench.engine.held[0]) == (0, 0)
+
+
+def test_targets_go_on_to_later_stages():
+    operations = (*OPEN, Score(1, (5, 6)))
+    assert Bench().answer(rows_of((1, 0), (1, 1), operations=operations)).operations == operations
+
+
 def test_a_failed_decode_is_rolled_back_and_names_its_lanes_and_operations():
     bench = Bench()
     bench.engine.error = StageError("no_kv_room", "full")
@@ -149,3 +185,16 @@ def test_costs_are_kept_by_the_number_of_rows():
     assert meter.statistics(5, 7).cost_us == {1: 1100, 4: 9000}
     assert (meter.statistics(5, 7).id, meter.statistics(5, 7).cells_used) == (5, 7)
     assert (meter.microbatches, meter.rows, meter.compute_ns) == (3, 6, 12_000_000)
+
+
+def test_a_rehearsal_changes_no_lane_and_refuses_in_silence_what_was_refused():
+    bench = Bench()
+    frame = rows_of((0, 0))
+    bench.answer(frame)
+    held = list(bench.table.next_position)
+    bench.step.rehearse(frame)
+    assert bench.engine.rehearsed is frame
+    bench.engine.error = StageError("bad_rows", "a token outside the vocabulary")
+    bench.step.rehearse(frame)
+    bench.step.rehearse(FailedFrame(FENCE, 2, Failure(0, "non_finite", "", (0,), ())))
+    assert bench.table.next_position == held
