@@ -6,7 +6,7 @@ error all end them, and with them their lanes, at once; nothing depends on a gen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ GENERATIONS_AT_ONCE: Final = 4
 EVENTS: Final = 64
 """Deltas that wait for a slow client; then its generations wait."""
 
+RELAXED: Final = {"x-meshnode-schema": "relaxed"}
+"""Of an answer whose schema could not be enforced whole, and was not strict."""
 WRITERS: Final = trio.CapacityLimiter(1)
 """A scored prompt of 131,072 tokens takes 0.7 s to write down: in a thread, and one at a time."""
 
@@ -80,6 +82,8 @@ class Job(msgspec.Struct, frozen=True):
     stream: bool
     prompt_tokens: int
     reading: Reading = PLAIN
+    relaxed: bool = False
+    """The answer keeps to less than its schema, which was not strict."""
 
 
 class Answer(Response):
@@ -158,7 +162,9 @@ class Answer(Response):
             unfinished -= bool(event.finish)
 
         def write() -> Response:
-            return json_response(self._shape.whole(deltas, self._counts()))
+            response = json_response(self._shape.whole(deltas, self._counts()))
+            response.headers.update(RELAXED if self._job.relaxed else {})
+            return response
 
         if self._job.generations[0].scored:
             return await trio.to_thread.run_sync(write, limiter=WRITERS)
@@ -172,7 +178,7 @@ class Answer(Response):
         if isinstance(event, MeshError):
             return failure_of(event).response(self._shape.dialect)
         stream = EventStream(send)
-        await stream.start()
+        await stream.start(RELAXED if self._job.relaxed else {})
         for choice in self._choices:
             for chunk in self._shape.opening(choice.index):
                 await stream.data(chunk)
@@ -204,12 +210,13 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    async def start(self) -> None:
-        """Status and headers; the second keeps proxies from collecting chunks."""
+    async def start(self, more: Mapping[str, str]) -> None:
+        """Status and headers; the third keeps proxies from collecting chunks."""
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *((name.encode(), value.encode()) for name, value in more.items()),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
