@@ -46,5 +46,11 @@ class Statistics(msgspec.Struct, frozen=True):
     failed: int
     cancelled: int
     pauses: int
+    lanes_kept: int
+    """Lanes without a request that hold what an ended one left."""
+    cells_kept: int
+    """Positions in them; they are freed when others need the room."""
+    cached_tokens: int
+    """Rows of prompts that were not computed, because a lane held them."""
     rejected: dict[str, int]
     """By reason: queue_full, queue_timeout, prompt_too_long, duplicate_id, draining."""

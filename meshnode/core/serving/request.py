@@ -20,6 +20,9 @@ class Generation(msgspec.Struct, frozen=True):
     sampling: Sampling
     chunk: int = 0
     """Most rows of the prompt in one frame, where that is less than the run's own; 0: the run's. For the probe."""
+    owner: str | None = None
+    """Whose rows it may begin with, where a lane still holds them, and whose those are that it leaves. None: every row
+    is computed, and none is left."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -40,6 +43,8 @@ class Sampled(msgspec.Struct, frozen=True):
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     finish: str = ""
+    cached: int = 0
+    """With the first token: rows of the prompt that were not computed, because a lane held them."""
 
 
 class Generator(Protocol):

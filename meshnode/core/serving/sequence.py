@@ -48,6 +48,10 @@ class Sequence:
     """Tokens delivered and not yet taken by the consumer."""
     chunked: int = 0
     """Order number of the last prefill chunk: chunks of several prompts take turns."""
+    cached: int = 0
+    """Rows that its lane held when it was seated last."""
+    fresh: bool = False
+    """Whether it must compute every row: what it began with was not what a stage held."""
     retries: int = 0
     """How often a microbatch with it failed through no fault of its own."""
 

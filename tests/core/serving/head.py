@@ -19,11 +19,12 @@ class Head:
         self.scheduler = Scheduler(self.options, FENCE)
         self.stages = Stages(self.options.context, self.options.chunk)
         self.tokens: dict[str, list[int]] = {}
+        self.cached: dict[str, int] = {}
         self.ends: dict[str, str | Exception] = {}
         self.now = 0.0
 
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling))
+    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, **sampling) -> None:
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), owner=owner)
         self.scheduler.submit(request, self.now)
         self.tokens[name] = []
 
@@ -40,6 +41,8 @@ class Head:
             assert event.id not in self.ends, "nothing follows the end of a request"
             match event:
                 case TokenReady(name, sampled):
+                    assert not (sampled.cached and self.tokens[name]), "it comes with the first token"
+                    self.cached[name] = self.cached.get(name, 0) + sampled.cached
                     self.tokens[name].append(sampled.token)
                     if sampled.finish:
                         self.ends[name] = sampled.finish
