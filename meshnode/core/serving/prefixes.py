@@ -110,7 +110,7 @@ class Prefixes:
         best, most = NOWHERE, WORTH - 1
         candidates = [kept for kept in self._kept.values() if kept.owner == owner]
         for kept in (*reversed(candidates), *(live if self.reuse is Reuse.ANY else ())):
-            rows = min(common(kept.ids, ids), len(ids) - 1)
+            rows = min(shared(kept.ids, ids), len(ids) - 1)
             whole = rows == len(kept.ids)
             if rows > most and (whole or self.reuse is Reuse.ANY):
                 best, most = kept.lane, rows
@@ -140,7 +140,7 @@ class Prefixes:
         return self.drop(next(lane for lane in self._kept if lane != source))
 
 
-def common(first: list[int], second: list[int]) -> int:
+def shared(first: list[int], second: list[int]) -> int:
     """How many ids both begin with. Slices are compared in C: 30,000 equal ids take 1.6 ms, a loop of Python 5.7 ms."""
     most = min(len(first), len(second))
     if first[:most] == second[:most]:

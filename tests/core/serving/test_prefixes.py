@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshnode.core.serving.prefixes import WORTH, Kept, Prefixes, Reuse, Seat, common
+from meshnode.core.serving.prefixes import WORTH, Kept, Prefixes, Reuse, Seat, shared
 from meshnode.core.serving.room import Room
 from meshnode.wire.activation import AnyOperation, Close, Copy, Open, Trim
 from tests.core.serving.head import Head
@@ -31,8 +31,8 @@ def leave(held: Prefixes, ids: list[int], owner="", sent=0) -> int:
 def test_the_common_prefix_is_as_long_as_it_is(length) -> None:
     ids = list(range(100))
     other = ids[:length] + [1000] * (100 - length)
-    assert common(ids, other) == common(other, ids) == length
-    assert common(ids, other[:length]) == length
+    assert shared(ids, other) == shared(other, ids) == length
+    assert shared(ids, other[:length]) == length
 
 
 def test_the_next_turn_of_a_chat_continues_its_lane() -> None:
