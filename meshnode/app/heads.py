@@ -25,6 +25,7 @@ from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
 from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.options import ServingOptions
+from meshnode.core.serving.prefixes import Reuse
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import MeshError, PeerError, RequestError, StageError, StageLost, first_of
@@ -224,11 +225,13 @@ class Heads:
                 end_tokens=model.vocabulary.end,
                 lanes=claim.options.lanes,
                 chunk=claim.options.chunk,
+                # Of such a model the header says that its lanes cannot be cut; of all others the stages are asked.
+                reuse=Reuse.WHOLE if any(layer.state_bytes for layer in model.local.footprint.layers) else Reuse.ANY,
             )
             pipeline = HeadPipeline(options, claim.fence, first, last)
             async with trio.open_nursery() as nursery:
                 await nursery.start(pipeline.run)
-                await self._probes.ask(pipeline, claim, model.vocabulary)
+                pipeline.limit_reuse(await self._probes.ask(pipeline, claim, model.vocabulary))
                 opening.deadline = float("inf")
                 run = self._opened[claim.fence] = ServedRun(model, pipeline, claim, created, self.present)
                 await self._post(HeadOpened(claim.fence))
