@@ -52,6 +52,7 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
+            reuse=asked.cache_prompt is not False,
             reading=_with_thoughts(reading, asked, model.vocabulary, text),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
@@ -76,6 +77,7 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=sum(map(len, prompts)),
+            reuse=asked.cache_prompt is not False,
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 

@@ -43,6 +43,8 @@ class ByteModel:
         """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
         self.conversations: list[Conversation] = []
+        self.cached = 0
+        """Rows of a prompt that a lane is said to hold, for requests that may use them."""
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
@@ -100,7 +102,8 @@ class ByteModel:
             top = max(request.sampling.top_logprobs, 0)
             alternatives = tuple(Alternative((token + other) % 256, -0.5 - other) for other in range(top))
             logprob = -0.5 if request.sampling.top_logprobs >= 0 else None
-            yield Sampled(token, logprob, alternatives, finish)
+            cached = 0 if index or request.owner is None else min(self.cached, len(request.prompt) - 1)
+            yield Sampled(token, logprob, alternatives, finish, cached)
             if finish:
                 return
 
