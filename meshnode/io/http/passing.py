@@ -185,7 +185,7 @@ def _scope(request: PassedRequest) -> dict[str, Any]:
     path, _, query = request.path.partition("?")
     # Under a name that no key of this node has: two nodes do not know each other's.
     owner = next((f"passed-{value}" for name, value in request.headers if name.lower() == OWNER_HEADER), "")
-    scope = {
+    scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
