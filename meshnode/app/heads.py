@@ -23,6 +23,7 @@ from meshnode.app.probes import Probes
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
+from meshnode.core.node.status import HeadLoad
 from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.options import ServingOptions
 from meshnode.core.serving.prefixes import Reuse
@@ -103,6 +104,12 @@ class ServedRun:
         now = self.pipeline.statistics()
         rejected = {f"rejected_{reason}": count for reason, count in now.rejected.items()}
         return {"lanes": now.lanes, "lanes_busy": now.lanes_busy, "queued": now.queued, **rejected}
+
+    def load(self) -> HeadLoad:
+        """What it has to do, for people."""
+        now = self.pipeline.statistics()
+        counts = {name: getattr(now, name) for name in HeadLoad.__struct_fields__ if name != "bubble"}
+        return HeadLoad(**counts, bubble=1 - now.looks_filled / now.looks if now.looks else None)
 
     @asynccontextmanager
     async def generate(self, request: Generation) -> AsyncIterator[AsyncIterator[Sampled]]:

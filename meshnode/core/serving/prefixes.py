@@ -17,7 +17,7 @@ from meshnode.core.serving.room import Room
 from meshnode.wire.activation import AnyOperation, Close, Copy, Trim
 
 WORTH: Final = 4
-"""Rows. Every chat of a model begins alike, with its first token and the mark of a turn: for these no lane is touched."""
+"""Rows. Every chat of a model begins alike, with its first token and the mark of a turn; that is not worth a lane."""
 NOWHERE: Final = -1
 
 

@@ -59,6 +59,7 @@ class Scheduler:
         self._seatings = 0
         self._chunks = 0
         self._refusal: str = ""
+        self._filled = 0.0
         self._counts: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
@@ -166,6 +167,12 @@ class Scheduler:
         times += [] if seated is None else [seated + self._patience_s]
         return min(times, default=None)
 
+    def look(self) -> None:
+        """Sample how many stages have work, for the statistics; to be called at even intervals."""
+        if not all(map(_rests, self._seated.values())):
+            self._counts["looks"] += 1
+            self._filled += min(len(self._in_flight) / self._options.stages, 1.0)
+
     def statistics(self) -> Statistics:
         """Counters and gauges, for readers."""
         options, counts = self._options, self._counts
@@ -189,6 +196,8 @@ class Scheduler:
             lanes_kept=len(self._prefixes),
             cells_kept=self._prefixes.cells,
             cached_tokens=counts["cached"],
+            looks=counts["looks"],
+            looks_filled=self._filled,
             rejected=dict(self._rejected),
         )
 

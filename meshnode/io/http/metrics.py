@@ -142,7 +142,7 @@ def _heads(page: _Page, directory: Directory) -> None:
         family = page.family(name, "gauge", what)
         for model_id, heads in sorted(found.items()):
             family(sum(getattr(head, field) for head in heads), {"model": model_id})
-    for name in ("microbatches", "failed", "cancelled", "pauses"):
+    for name in ("microbatches", "failed", "cancelled", "pauses", "looks", "looks_filled"):
         family = page.family(f"meshnode_head_{name}_total", "counter", f"Since the heads of now started: {name}.")
         for model_id, heads in sorted(found.items()):
             family(sum(getattr(head, name) for head in heads), {"model": model_id})

@@ -204,6 +204,7 @@ class HeadPipeline:
         while True:
             await trio.sleep(HEARTBEAT_S)
             now = trio.current_time()
+            self._scheduler.look()
             # Twice in a row: after a halt of this process the reader gets its turn first.
             silent = silent + 1 if now - self._heard > self._silence_s else 0
             if silent >= 2:
