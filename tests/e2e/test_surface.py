@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from meshnode.demo import EXPECTED_ANSWER, QUESTION
-from tests.e2e.nodes import WAIT_S, RealMesh
+from tests.e2e.nodes import WAIT_S, RealMesh, run_cli
 
 pytestmark = pytest.mark.e2e
 
@@ -46,6 +46,8 @@ def test_every_node_tells_what_it_did(mesh: RealMesh, node: int) -> None:
     props = httpx.get(f"{url}/props", timeout=WAIT_S).json()
     assert (props["model_alias"], props["total_slots"]) == ("meshnode-demo", 4)
     assert len(httpx.get(f"{url}/slots?model=meshnode-demo", timeout=WAIT_S).json()) == 4
+    told = json.loads(run_cli("status", "--json", "--data", str(mesh.nodes[node].data)).stdout)
+    assert [head["lanes_busy"] for head in told["heads"].values()] == ([0] if node == 0 else [])
 
 
 @pytest.mark.parametrize("node", [0, 2])
