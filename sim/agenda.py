@@ -19,7 +19,7 @@ class Agenda:
     def at(self, when: float, act: Callable[[], None]) -> None:
         """Do `act` at `when`, never earlier than now."""
         self._sequence += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._sequence, act))
+        heapq.heappush(self._heap, (when if when > self.now else self.now, self._sequence, act))
 
     def after(self, delay: float, act: Callable[[], None]) -> None:
         """Do `act` in `delay` seconds."""

@@ -5,6 +5,7 @@ rolled back   no node ever holds an older number of an author than it held befor
 unbounded     queues, rosters, frames and effects of one event have limits
 spinning      time passes: a node does not handle events for ever at one instant
 revoked       who knows of a revocation has no link to that peer and makes no plan with it
+restless      no node plans for a deployment without pause, or again what gave no plan; all together make few plans
 framed        nobody is barred but by the issuer
 invite        an invite admits as many keys as it says, each on disk before it is signed
 copied        a key on two machines is noticed by all and kept out of plans; where there is none nobody is suspected
@@ -26,6 +27,7 @@ from meshnode.core.membership.announcement import Body
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.planning import Demand, Inventory
 from meshnode.identity.domains import Domain
 from meshnode.identity.ids import NodeId, short
 from meshnode.identity.invite_book import InviteEntry, decode_book
@@ -47,7 +49,7 @@ INSTANT = 2000
 PLANS = 12
 PLANS_S = 1.0
 """Of one deployment: changes settle for 0.2 s, and each may ask twice, without and with those that failed."""
-SAYS_NOTHING = (Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed)
+SAYS_NOTHING = frozenset({Ping, Pong, Have, Want, Summary, Buckets, Holding, Probe, Probed})
 """Messages that can change no roster; what else happened along with them is looked at with the next event."""
 
 
@@ -64,6 +66,8 @@ class Life:
     """What the checkers remember of one node while it lives."""
 
     planned: defaultdict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=PLANS)))
+    asked: dict[str, tuple[int, Demand, Inventory]] = field(default_factory=dict)
+    """What the last plan of each deployment was to be made of, and the term before it."""
     numbers: dict[NodeId, tuple[int, int]] = field(default_factory=dict)
     entries: dict[NodeId, object] = field(default_factory=dict)
     present: list[Entry] = field(default_factory=list)
@@ -86,7 +90,7 @@ class Checks:
         """Nodes of which everybody knows that their key runs twice."""
         self.linked_at: dict[NodeId, float] = {}
         """Since when a copy and its original both have links."""
-        self.applied = 0
+        self.applied = self.plans = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
         """Told of every entry that a roster takes up or changes: how the report measures."""
@@ -120,7 +124,7 @@ class Checks:
         self._suspected(machine)
         self._demands(machine, life)
         self.obedience.handled(machine, event, effects)
-        if not (isinstance(event, on.Received) and isinstance(event.message, SAYS_NOTHING)):
+        if not (type(event) is on.Received and type(event.message) in SAYS_NOTHING):
             self._roster(machine, life)
 
     def obeys(self, machine: Machine, effect: do.Effect) -> None:
@@ -133,7 +137,7 @@ class Checks:
         assert machine.mediator is not None
         revocations = machine.mediator.membership.revocations
         lists = list(revocations.records.values())
-        if lists == life.lists:
+        if lists == life.lists:  # the same objects, compared without a line of Python
             return
         life.lists = lists
         revoked = self.world.mint.revoked
@@ -154,7 +158,10 @@ class Checks:
     def _demands(self, machine: Machine, life: Life) -> None:
         """Everything that is wanted was asked for by a member."""
         assert machine.mediator is not None
-        for key, known in machine.mediator.register.demands.known.items():
+        found = machine.mediator.register.demands.known
+        if found == life.demands:  # the same objects too
+            return
+        for key, known in found.items():
             if life.demands.get(key) is known:
                 continue
             life.demands[key] = known
@@ -175,15 +182,29 @@ class Checks:
 
     def _planned(self, machine: Machine, effect: do.MakePlan) -> None:
         assert machine.mediator is not None
+        self.plans += 1
         planned = self.lives[machine.at].planned[effect.deployment]
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:
             self.fail("restless", f"{machine.name} made {PLANS} plans within {PLANS_S:g} s")
+        self._asked(machine, effect)
         for node in effect.inventory.nodes:
             if machine.mediator.membership.barred(node.node) and not node.excluded:
                 self.fail("revoked", f"{machine.name} plans with {node.name}")
             if node.node in self.noticed and not node.excluded:
                 self.fail("copied", f"{machine.name} plans with {node.name}, whose key runs twice")
+
+    def _asked(self, machine: Machine, effect: do.MakePlan) -> None:
+        """While nothing serves, what came to nothing is asked again only after a change, or an attempt."""
+        assert machine.mediator is not None
+        deployment, asked = machine.mediator.deployments.get(effect.deployment), self.lives[machine.at].asked
+        if deployment is None or deployment.current is not None:
+            asked.pop(effect.deployment, None)  # given up in the same breath, or a better one is looked for
+            return
+        question = (deployment.term, effect.demand, effect.inventory)
+        if effect.serial > 1 and asked.get(effect.deployment) == question:
+            self.fail("restless", f"{machine.name} asks again for a plan of what gave none")
+        asked[effect.deployment] = question
 
     def settled(self, machine: Machine) -> None:
         """After all effects of an event."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import log
 from random import Random
 from typing import Protocol
 
@@ -102,7 +103,7 @@ class Way:
     def delay(self) -> float:
         """Of one message, without loss."""
         quality = self.quality
-        jitter = self.random.expovariate(1.0) * quality.jitter_s
+        jitter = -log(1.0 - self.random.random()) * quality.jitter_s  # exponential, of mean 1
         if quality.tail and self.random.random() * 1000 < quality.tail:
             jitter += min(self.random.paretovariate(1.2), 100.0) * quality.jitter_s
         return quality.latency_s + jitter
@@ -242,7 +243,7 @@ class Network:
             end.stalled_until = self.agenda.now + GIVE_UP_S + 1
             return
         end.clear_at = max(end.clear_at, self.agenda.now + way.delay() + extra)
-        self.agenda.at(end.clear_at, lambda: self._deliver(end.far, frame))
+        self.agenda.at(end.clear_at, partial(self._deliver, end.far, frame))
 
     def _deliver(self, end: End, frame: bytes | None) -> None:
         host = self.hosts[end.owner]

@@ -77,10 +77,11 @@ class Obedience:
     def obeys(self, machine: Machine, effect: do.Effect) -> None:
         """Before every effect is carried out."""
         match effect:
-            case do.Send(message=Claim() as claim):
-                self.claims[claim.fence] = claim
-            case do.Send(peer=peer, message=Grant() as grant):
-                self._grants(machine, peer, grant)
+            case do.Send():
+                if isinstance(effect.message, Claim):
+                    self.claims[effect.message.fence] = effect.message
+                elif isinstance(effect.message, Grant):
+                    self._grants(machine, effect.peer, effect.message)
             case do.PrepareStage(order=order):
                 self._loads(machine, order)
             case do.ConnectStages(fence=fence):
@@ -98,11 +99,13 @@ class Obedience:
         """After every event of every node."""
         mediator = machine.mediator
         assert mediator is not None
-        if isinstance(event, on.Received):
+        word = self.words[machine.at]
+        if effects and isinstance(event, on.Received):
             self._ordered(machine, event, effects)
-        self.words[machine.at].stopped = {effect.fence for effect in effects if isinstance(effect, do.StopStages)}
-        held = self.words[machine.at].held = list(mediator.ledger.held.values())
-        for run in held:
+        if effects or word.stopped:
+            word.stopped = {effect.fence for effect in effects if isinstance(effect, do.StopStages)}
+        word.held = list(mediator.ledger.held.values())
+        for run in word.held:
             if machine.last_local >= run.until:
                 self._fail("abandoned", f"{machine.name} holds {run.claim.fence} beyond its lease")
 

@@ -25,6 +25,7 @@ PATIENCE_S = 60.0
 class Asked:
     """One request that was accepted and has not ended."""
 
+    deployment: str
     fence: Fence
     expected: list[int]
     since: float
@@ -38,20 +39,20 @@ class Requests:
         self.checks = checks
         self.open: dict[str, Asked] = {}
         self.count = self.answered = self.lost = 0
-        self.answered_at = -1.0
-        """When the last one was answered in full."""
+        self.answered_by: dict[str, float] = {}
+        """When the last one was answered in full, by deployment."""
 
     def new_id(self) -> str:
         """Never the same twice."""
         self.count += 1
         return f"r{self.count}"
 
-    def accepted(self, request: str, fence: Fence, expected: list[int], now: float) -> None:
-        """The head took a request."""
+    def accepted(self, request: str, of: tuple[str, Fence], expected: list[int], now: float) -> None:
+        """The head took a request; `of` names its deployment and run."""
         for name, asked in self.open.items():
             if asked.since + PATIENCE_S < now:
                 self.checks.fail("requests", f"{name} has had no end for {PATIENCE_S:g} s")
-        self.open[request] = Asked(fence, expected, now)
+        self.open[request] = Asked(*of, expected, now)
 
     def token(self, request: str, sampled: Sampled, now: float) -> None:
         """A client got one token."""
@@ -65,7 +66,8 @@ class Requests:
         if sampled.finish:
             if asked.got != len(asked.expected):
                 self.checks.fail("tokens", f"{request} ended after {asked.got} of {len(asked.expected)} tokens")
-            self.answered, self.answered_at = self.answered + 1, now
+            self.answered += 1
+            self.answered_by[asked.deployment] = now
             del self.open[request]
 
     def failed(self, request: str) -> None:

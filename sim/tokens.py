@@ -195,7 +195,9 @@ class Pipeline:
             self.scheduler.submit(request, self.world.now)
         except Overloaded:
             return
-        requests.accepted(request.id, self.fence, answer(prompt, most, self.claim.layers), self.world.now)
+        requests.accepted(
+            request.id, (self.claim.deployment, self.fence), answer(prompt, most, self.claim.layers), self.world.now
+        )
         if draw.random() < CANCELLED:
             self.machine.after(draw.uniform(0.0, 0.5), lambda: self._cancel(request.id))
         self._send()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshnode.core.coordination.run import State
 from meshnode.core.node.mediator import NODE_RULES, NodeRules
-from meshnode.identity.ids import NodeId
+from sim import needs
 from sim.agenda import stream
 from sim.checks import Violation
 from sim.faults import Faults
@@ -16,16 +16,22 @@ from sim.liar import Liar
 from sim.profiles import PROFILES
 from sim.world import World
 
+COLLECT_EVERY = 20_000
+"""So many objects more, and cycles are looked for (else 700): most of a world lives as long as the world does."""
 FAULTY = 0.4
 """Share of a run in which faults strike; the rest is for coming right."""
 CONVERGE_S = 25.0
 """After the heal until all rosters are equal: a redial waits 10 s at most, a dead stream up to 8 s, gossip 5 s."""
 ORPHANS_S = 20.0
 """After the heal until nobody holds a run that its coordinator does not know: the longest lease, and a look at it."""
-MACHINES = 3
-"""That one model needs (world.MEMORY_MB)."""
 SERVE_S = 30.0
 """After the heal until the model is served (COORDINATION)."""
+PLANS_PER_S = 0.25
+"""Of all machines together, for each: two and a half times the most of some 65 worlds of five machines and all faults
+(62 plans in 600 node-seconds)."""
+QUIET_PLANS = 4
+"""For each demand, once all that can be served is: the last exclusion ends, and the run that serves is compared with
+what there would be beside it and in its place; twice the most of those worlds."""
 NOTICE_S = 15.0
 """From when both machines of a copied key have links until everybody knows: an announcement, its answer, two rounds of
 anti-entropy."""
@@ -38,7 +44,6 @@ UNDER_WAY_S = 10.0
 """Two rounds of anti-entropy: a word that old has arrived everywhere."""
 
 
-Rank = tuple[int, NodeId, bytes]
 Defects = Callable[[], list[str]]
 
 
@@ -91,12 +96,16 @@ def run(setting: Setting) -> Outcome:
     world = World(setting.seed, PROFILES[setting.profile], setting.rules)
     rule = detail = ""
     liars: list[Liar] = []
+    thresholds = gc.get_threshold()
     try:
+        gc.set_threshold(COLLECT_EVERY, *thresholds[1:])
         liars = _live(world, setting)
     except Violation as violation:
         rule, detail = violation.rule, violation.detail
     except Exception:  # whatever the core raises is what this is looking for
         rule, detail = "exception", traceback.format_exc(limit=-6)
+    finally:
+        gc.set_threshold(*thresholds)
     return Outcome(
         setting=setting,
         trace=world.trace,
@@ -137,11 +146,17 @@ def _live(world: World, setting: Setting) -> list[Liar]:
     _expect(world, setting, "invite", CONVERGE_S, world.invites.open)
     _expect(world, setting, "rosters differ", CONVERGE_S, world.checks.differences)
     _expect(world, setting, "orphans", ORPHANS_S, world.checks.obedience.orphans)
-    _expect(world, setting, "demands differ", CONVERGE_S, lambda: _undecided(world))
-    _expect(world, setting, "two holders", SERVE_S, lambda: _shared(world))
+    _expect(world, setting, "demands differ", CONVERGE_S, lambda: needs.undecided(world))
+    _expect(world, setting, "two holders", SERVE_S, lambda: needs.shared(world))
     if not setting.aim:
-        _expect(world, setting, "not served", SERVE_S, lambda: _unserved(world, alone_at))
+        _expect(world, setting, "not served", SERVE_S, lambda: needs.unserved(world, alone_at))
+    world.agenda.run(max(world.now, min(setting.until, alone_at + SERVE_S)))
+    before = world.checks.plans
     world.agenda.run(setting.until)
+    if world.checks.plans > PLANS_PER_S * world.node_seconds + QUIET_PLANS:
+        world.checks.fail("restless", f"{world.checks.plans} plans in {world.node_seconds:.0f} node-seconds")
+    if world.checks.plans - before > QUIET_PLANS * max(1, len(world.wanted())):
+        world.checks.fail("restless", f"{world.checks.plans - before} plans after all was served")
     last = world.checks.differences(under_way_s=UNDER_WAY_S)
     if last and setting.until >= alone_at + CONVERGE_S:
         world.checks.fail("rosters differ", f"at the end: {last[0]}")
@@ -202,58 +217,3 @@ def _watch_copies(world: World, until: float) -> None:
 
 def _wanted(world: World) -> bool:
     return bool(world.wanted())
-
-
-def _holders(world: World, deployment: str) -> list[str]:
-    """Machines that care for it."""
-    running = [machine for machine in world.members() if machine.mediator is not None]
-    return [m.name for m in running if m.mediator is not None and deployment in m.mediator.coordinator.cared_for()]
-
-
-def _serving(world: World) -> int:
-    """How many pipelines serve."""
-    running = [machine.mediator for machine in world.members() if machine.mediator is not None]
-    runs = [deployment.run for mediator in running for deployment in mediator.deployments.values()]
-    return sum(run is not None and run.state is State.SERVING for run in runs)
-
-
-def _undecided(world: World) -> list[str]:
-    """Demands of which two nodes know different versions."""
-    told = {}
-    newest: dict[str, Rank] = {}
-    for machine in world.members():
-        assert machine.mediator is not None
-        known = machine.mediator.register.demands.known
-        told[machine.name] = {key: each.rank for key, each in known.items()}
-    for ranks in told.values():
-        newest |= {key: max(rank, newest.get(key, rank)) for key, rank in ranks.items()}
-    return [
-        f"{name} does not know the last word on {key}"
-        for name, ranks in told.items()
-        for key, rank in newest.items()
-        if ranks.get(key) != rank
-    ]
-
-
-def _shared(world: World) -> list[str]:
-    """Demands that more than one cares for."""
-    held = {key: _holders(world, key) for key in world.wanted()}
-    return [f"{key} is coordinated by {', '.join(names)}" for key, names in held.items() if len(names) > 1]
-
-
-def _unserved(world: World, since: float) -> list[str]:
-    if _wanted(world) and world.requests.answered_at < since:
-        return ["nobody got an answer"]
-    wanted, serving = world.wanted(), _serving(world)
-    alone = [f"{key}: nobody coordinates it" for key in wanted if not _holders(world, key)]
-    usable = [machine for machine in world.members() if machine.node not in world.doubled]
-    if not alone and serving >= max(1, len(usable) // MACHINES):
-        return []  # the others have to wait for memory
-    waiting = [
-        f"{deployment.demand.deployment} is {deployment.phase.value}: {deployment.note}"
-        for machine in world.members()
-        if machine.mediator is not None
-        for deployment in machine.mediator.deployments.values()
-        if deployment.run is None or deployment.run.state is not State.SERVING
-    ]
-    return alone + waiting

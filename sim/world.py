@@ -176,7 +176,7 @@ class World:
     def note(self, name: str, event: on.Event) -> None:
         """One event was handed to a mediator."""
         self.events += 1
-        now, kind = self.agenda.now, type(event.message if isinstance(event, on.Received) else event).__name__
+        now, kind = self.agenda.now, type(event.message if type(event) is on.Received else event).__name__
         self._digest.update(_PACK(now) + f"{name}{kind}".encode())
         self._tail.append((self.events, now, name, kind))
 

@@ -205,9 +205,11 @@ class Models:
             raise ConfigError(f"{name!r} is no model of this mesh", "`meshnode status` lists what is served.")
         for loaded in found:
             loaded.scope.cancel()
-        for demand in wanted:
-            await self._loop.post(Withdrawn(demand.deployment, int(time.time())))
-        return len(wanted)
+        # Of what was asked for here the mesh may know nothing more, where others asked for less.
+        pipelines = {each.deployment for each in wanted}.union(*(each.deployments for each in found))
+        for deployment in sorted(pipelines):
+            await self._loop.post(Withdrawn(deployment, int(time.time())))
+        return len(pipelines)
 
     async def open(self, demand: Demand) -> None:
         """Open what a head needs of a model that nobody coordinates; says so, or why not, to the mediator."""
@@ -313,6 +315,7 @@ class Models:
                 demand = self._known(_with_nodes(demand, only, exclude), replicas=wanted.replicas > 1) or _with_nodes(
                     demand, only, (*exclude, *await self._taken(loaded, number > 0))
                 )
+                self._check_room(demand)
                 encode_demand(demand)  # what no message holds is refused here
                 loaded.deployments.append(demand.deployment)
                 await self._loop.post(Demanded(demand, local.footprint, created))
@@ -322,6 +325,15 @@ class Models:
             self.opening.pop(loaded.name, None)
             self.created.pop(loaded.name, None)
             self._awaited.pop(loaded.name, None)
+
+    def _check_room(self, demand: Demand) -> None:
+        """Nobody would remember more than the mesh has room for. Raises ConfigError."""
+        known = self._mediator.register.demands
+        if known.find(demand.deployment) is None and not known.has_room(demand.author):
+            raise ConfigError(
+                f"this mesh has no room for one more: {len(known.wanted())} are wanted, counting every replica",
+                "Unload a model: `meshnode unload NAME`.",
+            )
 
     def _known(self, demand: Demand, *, replicas: bool) -> Demand | None:
         """What was asked for here before a restart, in the same words: it is gone on with, and not asked for twice."""

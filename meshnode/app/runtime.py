@@ -25,6 +25,7 @@ from meshnode.core.node.events import (
     StageReported,
     TimePassed,
 )
+from meshnode.core.node.left_out import in_place_of
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.planning.planner import make_plan
 from meshnode.errors import MeshError
@@ -215,6 +216,9 @@ class Runtime:
                 self._execute(effect, nursery)
             else:
                 log.warning("%s is left out: what it rests on could not be written", type(effect).__name__)
+                instead = in_place_of(effect)
+                if instead is not None:
+                    nursery.start_soon(self.post, instead)  # this loop itself makes room for it
 
     async def _write(self, effect: do.Write) -> bool:
         """Make it durable; False when that failed. The newest of each kind is tried again until it is."""

@@ -1,5 +1,5 @@
-"""Entry of a stage process: `python -m meshnode.app.stage_main FD [LOCK]`, where FD is its end of the node's socket
-pair, and LOCK the file whose lock it inherited (app/former).
+"""A stage process: arguments are FD, its end of the node's socket pair, and LOCK, the file whose lock it inherited
+(app/former). It is started by app/stage_start.
 
 Puts the native engine, the sampler and TLS into io/stage. llama.cpp is loaded with the first model, so that a ping is
 answered at once.
@@ -65,7 +65,3 @@ def main() -> None:
     connection.set_inheritable(False)
     build = f"llama-cpp-python {version('llama-cpp-python')}"
     run(connection, Wiring(build, load_engine, make_sampler, stage_context, check_stage_peer))
-
-
-if __name__ == "__main__":
-    main()

@@ -53,6 +53,11 @@ class TrialNode:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def ended(self) -> bool:
+        """Whether it was started and runs no more."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
     def last_words(self) -> str:
         """The end of its log; 1,500 characters are a screen."""
         return self._log.read_text(errors="replace")[-1500:].strip() if self._log.exists() else ""
@@ -107,7 +112,7 @@ def awaited(
         if found is not None:
             return found
         for node in nodes:
-            if node.data.exists() and not node.alive:
+            if node.ended:
                 raise Unavailable(f"node {node.name} has ended:\n{node.last_words}")
         if time.monotonic() > deadline:
             raise Unavailable(why())

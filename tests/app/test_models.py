@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from meshnode.app.models import Models, Wanted, check_servable
 from meshnode.app.shelf import Shelf
+from meshnode.core.coordination import demands
 from meshnode.core.node.events import Demanded, Event, ModelNotOpened, ModelOpened, Withdrawn
 from meshnode.errors import ConfigError, ModelError
 from meshnode.identity.ids import NodeId
@@ -167,6 +168,23 @@ async def test_what_was_asked_for_before_a_restart_is_gone_on_with_and_other_opt
     assert gone.deployment == first.demand.deployment
     for shelf in shelves:
         shelf.close()
+
+
+async def test_a_model_that_the_mesh_has_no_room_for_is_refused_with_what_to_do(
+    tmp_path: Path, model: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demands, "WANTED", 2)
+    world, loop = World(), Loop()
+    world.add("a", 500)
+    for deployment in ("d7", "d8"):
+        world.serve("a", deployment=deployment)
+    shelf = Shelf(tmp_path / "cache", nowhere, name_to_id("a"))
+    models = Models(world.nodes["a"], loop, shelf, set)
+    with pytest.raises(ConfigError, match="2 are wanted") as error:
+        await models.serve(Wanted(model), Tokenizer(nursery, model), frozenset())
+    assert "meshnode unload" in error.value.hint
+    assert loop.posted == []
+    shelf.close()
 
 
 async def test_a_serve_takes_the_place_of_what_the_node_was_started_for_before(

@@ -16,13 +16,16 @@ from trio.testing import wait_all_tasks_blocked
 from meshnode.app.hops import HopSeats
 from meshnode.app.runtime import BUG, EVENTS, Disk, Runtime, ends_by_bug
 from meshnode.app.stages import Hosting, Post, SlicePaths, Stages
+from meshnode.core.coordination.orders import Hops
 from meshnode.core.node import effects as do
-from meshnode.core.node.events import Event, LinkClosed, ModelNotOpened, Received, StageReported, Stopping
+from meshnode.core.node.events import Event, HeadFailed, LinkClosed, ModelNotOpened, Received, StageReported, Stopping
+from meshnode.core.node.left_out import AT_STAGE
 from meshnode.errors import PeerError
 from meshnode.identity.ids import NodeId
 from meshnode.wire.demand import Demand, DeploymentId
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.messages import Failed, Hop, Ping, Prepare, RunOptions
+from meshnode.wire.messages import Commit, Failed, Hop, Ping, Prepare, RunOptions
+from tests.core.coordination.claims import claim, fence
 
 PEER = NodeId("peer")
 BYTES = 1000
@@ -302,6 +305,27 @@ async def test_behind_a_failed_write_nothing_is_promised_and_everything_that_fre
     assert not node.stages._running, "the stage that was fenced off is gone"
     assert node.shelf.asked == node.shelf.cancelled
     assert node.links.closed == [(PEER, "over")]
+
+
+async def test_what_a_run_waits_for_and_was_left_out_ends_it_by_name(nursery: trio.Nursery) -> None:
+    left_out = [
+        do.OpenHead(claim(), Hops((), ()), 0),
+        do.ServeHead(fence(2)),
+        do.Send(PEER, Commit(fence(3))),
+        do.Send(PEER, Ping(1)),
+        do.DrainHead(fence(5)),
+        do.PrepareStage(order(), BYTES),
+    ]
+    node, _ = on_a_full_disk([do.Persist(b""), *left_out])
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.post(Stopping())
+    while len(node.mediator.handled) < 5:
+        await node.runtime.changed()
+    heard = [event for event in node.mediator.handled if isinstance(event, HeadFailed | StageReported)]
+    assert {event.fence for event in heard if isinstance(event, HeadFailed)} == {fence(1), fence(2), fence(3)}
+    assert {event.reason for event in heard if isinstance(event, HeadFailed)} == {"disk"}
+    (stage,) = [event.report for event in heard if isinstance(event, StageReported)]
+    assert stage == Failed(FENCE, 0, "disk", AT_STAGE)
 
 
 async def test_a_write_that_succeeds_does_not_let_out_what_stands_behind_one_that_failed(

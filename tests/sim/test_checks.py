@@ -8,6 +8,7 @@ from meshnode.core.membership.roster import Roster
 from meshnode.core.membership.voice import Voice
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.deployments import Deployment
 from meshnode.core.planning.inventory import Inventory
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import Announce, Grant, Pong
@@ -133,6 +134,20 @@ def test_a_node_that_plans_without_pause_is_found() -> None:
 
     with pytest.raises(Violation, match="restless"):
         world.checks.obeys(one, plan)
+
+
+def test_a_node_that_asks_again_for_a_plan_of_what_gave_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, (one, *_) = settled(2)
+    world.serve(one)
+    world.agenda.run(12.0)
+    assert one.mediator is not None
+    (deployment,) = one.mediator.deployments.values()
+    assert deployment.note, "two machines are too few"
+    monkeypatch.setattr(Deployment, "knows", lambda *_: False)
+    deployment.changed(one.last_local)
+
+    with pytest.raises(Violation, match="restless: n0 asks again"):
+        world.agenda.run(14.0)
 
 
 def test_a_link_to_a_revoked_peer_is_found() -> None:

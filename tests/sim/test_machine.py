@@ -1,6 +1,7 @@
 from collections import deque
 from dataclasses import replace
 
+from meshnode.core.coordination.run import State
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from sim.liar import KINDS, Liar
@@ -56,6 +57,43 @@ def test_a_full_disk_leaves_out_the_grant_behind_the_write() -> None:
     run = next(iter(machines[0].mediator.deployments.values())).run
     assert run is not None
     assert run.granted == {machines[0].node}
+
+
+def test_a_disk_that_is_full_at_the_commit_ends_the_attempt_at_once_and_the_next_one_serves() -> None:
+    world, machines = settled()
+    coordinator = machines[0]
+    world.serve(coordinator)
+    assert coordinator.mediator is not None
+    (deployment,) = coordinator.mediator.deployments.values() or (None,)
+    assert deployment is not None
+    while deployment.attempt is None or deployment.attempt.state is not State.CONNECTING:
+        world.agenda.run(world.now + 0.01)
+    attempt = deployment.attempt
+    coordinator.disk.full = True
+    world.agenda.run(world.now + 1.0)
+    assert attempt.state is State.ENDED
+    coordinator.disk.full = False
+    world.agenda.run(world.now + 8.0)  # what waits for an answer gives up after 10 s
+    assert deployment.current is not None
+    assert coordinator.engine.serving == {deployment.current.fence}
+
+
+def test_a_head_that_could_not_be_given_its_requests_is_not_believed_to_serve() -> None:
+    world, machines = settled()
+    coordinator = machines[0]
+    world.serve(coordinator)
+    world.agenda.run(20.0)
+    assert coordinator.mediator is not None
+    (deployment,) = coordinator.mediator.deployments.values()
+    assert deployment.current is not None
+    before = deployment.current.fence
+    coordinator.disk.full = True
+    coordinator._execute(deque([do.Persist(b""), do.ServeHead(before)]))
+    coordinator.disk.full = False
+    world.agenda.run(30.0)
+    assert deployment.current is not None
+    assert deployment.current.fence > before
+    assert coordinator.engine.serving == {deployment.current.fence}
 
 
 def test_a_full_disk_keeps_no_stage_alive_that_the_ledger_let_go() -> None:

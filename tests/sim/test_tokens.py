@@ -122,15 +122,15 @@ def test_a_stage_that_computes_for_a_run_that_its_node_gave_up_is_found() -> Non
 def test_nothing_may_follow_the_end_of_a_request_and_every_one_ends() -> None:
     requests = serving().requests
     requests.open.clear()
-    requests.accepted("x", FENCE, [4, 5], 0.0)
+    requests.accepted("x", ("d", FENCE), [4, 5], 0.0)
     requests.token("x", Sampled(4), 1.0)
     with pytest.raises(Violation, match="requests: 1 have no end"):
         requests.all_ended(FENCE)
     with pytest.raises(Violation, match="requests: x has had no end"):
-        requests.accepted("y", FENCE, [1], 99.0)
+        requests.accepted("y", ("d", FENCE), [1], 99.0)
     requests.token("x", Sampled(5, finish="length"), 2.0)
     with pytest.raises(Violation, match="requests: x goes on"):
         requests.token("x", Sampled(5), 3.0)
-    requests.accepted("z", FENCE, [4, 5], 0.0)
+    requests.accepted("z", ("d", FENCE), [4, 5], 0.0)
     with pytest.raises(Violation, match="tokens: z ended after 1 of 2"):
         requests.token("z", Sampled(4, finish="stop"), 1.0)

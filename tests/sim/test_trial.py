@@ -40,6 +40,16 @@ def test_a_world_of_all_faults_serves_again_after_the_heal() -> None:
         assert outcome.good, commands.told(outcome)
 
 
+def test_more_plans_than_a_mesh_needs_are_found_over_a_run_and_after_it_has_come_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = Setting(1, NODES, "lan", 120.0)
+    monkeypatch.setattr(trial, "QUIET_PLANS", -1)
+    assert "after all was served" in run(world).detail
+    monkeypatch.setattr(trial, "PLANS_PER_S", 0.0)
+    assert "node-seconds" in run(world).detail
+
+
 PRINT_TRACES = """
 from sim.sweep import settings
 from sim.trial import run

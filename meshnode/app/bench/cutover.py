@@ -1,17 +1,25 @@
 """`meshnode bench cutover`: what clients notice while one run takes another's place. Real processes on loopback.
 
 Three nodes, each with room for the whole model; streams run all the time, one after the other. The machine that serves
-is drained, as before somebody switches it off. Pauses are between two tokens of one stream; those that fall between the
-order to drain and the moment at which the new run serves belong to the hand-over.
+is drained, as before somebody switches it off. Pauses are between two tokens of one stream:
+
+    before | order to drain ... the new run serves | ... the former one is gone | as long again: the control
+    outside             in the hand-over                      outside                   without a cut-over
+
+A longest pause grows with the time one looks, and this machine has other things to do: the control says what the same
+streams see in a time as long in which nothing is handed over. Every token shows at once (a bias chooses one that is
+text): a character that is spread over two tokens is no pause of the mesh's.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -26,21 +34,26 @@ from meshnode.app.bench.model import write_model
 from meshnode.app.cli.control import Control
 from meshnode.app.trial import TrialNode, awaited, on_trial
 from meshnode.core.node.status import DeploymentStatus
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, Unavailable
+from meshnode.io.llama.gguf_file import open_model
 
 BAR: Final = 2.0
 """No pause longer than so many medians, outside of the hand-over (issue 4)."""
 NODES: Final = 3
 MOST_STREAMS: Final = 4
 """As many as there are lanes: one more would wait, and a wait is no pause."""
+MOST_THREADS: Final = 256
+"""Of a stage, as many as a node takes."""
 _CONTEXT: Final = 4096
+_PROMPT: Final = "A"
 _TOKENS: Final = 512
 """Of one stream; the next one follows."""
 _QUIET_S: Final = 5.0
 """Of streams before and after the hand-over: what it is compared with."""
 _STEP_S: Final = 120.0
 """For any one step: many times what it takes, so that a hang ends."""
-_POLL_S: Final = 0.02
+_POLL_S: Final = 0.1
+"""Each look is a request to the node whose streams are measured, and an answer decoded beside the clients."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,8 @@ class CutoverOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.streams <= MOST_STREAMS:
             raise ConfigError(f"--streams {self.streams} is not between 1 and {MOST_STREAMS}")
-        if self.threads < 1:
-            raise ConfigError("--threads must be 1 or more")
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"--threads {self.threads} is not between 1 and {MOST_THREADS}")
 
 
 class StreamPauses(msgspec.Struct, frozen=True):
@@ -71,9 +84,12 @@ class StreamPauses(msgspec.Struct, frozen=True):
     """The longest pause outside of the hand-over."""
     during_ms: float
     """The longest pause in it."""
+    control_ms: float
+    """The longest pause in a time as long as from the order until the former run was gone, without a cut-over."""
     outside_ratio: float
     """To the median."""
     during_ratio: float
+    control_ratio: float
 
 
 class CutoverReport(msgspec.Struct, frozen=True):
@@ -87,20 +103,42 @@ class CutoverReport(msgspec.Struct, frozen=True):
     """From the order to drain until the new run serves."""
     gone_s: float
     """Until the former run is gone: its streams had ended."""
+    load: float
+    """Processes that wanted to run on this machine at the end, over a minute, as the system counts; -1: unknown."""
     bar: float
     within: bool
     """No error, and no pause outside of the hand-over above the bar."""
 
 
+@dataclass(frozen=True)
+class Moments:
+    """When what happened, in monotonic seconds."""
+
+    drained: float
+    """The order."""
+    serving: float
+    gone: float
+    """The former run was. What comes later is the control."""
+
+
 class Client:
     """One stream after the other, until it is stopped."""
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, token: int) -> None:
+        """`token`: the one that is always drawn."""
         self.errors: list[str] = []
         self.finished = 0
         self.gaps: list[tuple[float, float]] = []
         """When a token came (monotonic seconds), and how long after the one before."""
-        self._url, self._model = url, model
+        self._url = url
+        self._body = {
+            "model": model,
+            "prompt": _PROMPT,
+            "max_tokens": _TOKENS,
+            "stream": True,
+            "ignore_eos": True,
+            "logit_bias": {str(token): 100},
+        }
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -121,9 +159,8 @@ class Client:
                     self._stopped.wait(0.1)
 
     def _stream(self, client: httpx.Client) -> None:
-        body = {"model": self._model, "prompt": "A", "max_tokens": _TOKENS, "stream": True, "ignore_eos": True}
         last = 0.0
-        with client.stream("POST", "/v1/completions", json=body) as response:
+        with client.stream("POST", "/v1/completions", json=self._body) as response:
             if response.status_code != 200:
                 raise ValueError(f"status {response.status_code}: {response.read()[:200]!r}")
             for line in response.iter_lines():
@@ -140,7 +177,9 @@ class Client:
 
 
 def run_cutover(options: CutoverOptions, progress: Callable[[str], None] = lambda _: None) -> CutoverReport:
-    """Measure. Raises ConfigError, Unavailable, OSError."""
+    """Measure. Raises ConfigError, ModelError, Unavailable, OSError."""
+    if options.model is not None:
+        open_model(options.model.expanduser())  # what is no model is said before three nodes are started for it
     with tempfile.TemporaryDirectory(prefix="meshnode-bench-") as name:
         folder = Path(name)
         model = options.model
@@ -163,7 +202,11 @@ def _measured(nodes: list[TrialNode], model: Path, streams: int, progress: Calla
             node.start("join", control.invite(InviteRequest(expires_s=600)).invite)
         _until(lambda: sum(peer.state == "linked" for peer in control.status().peers) == len(nodes) - 1, nodes, "links")
         before = _awaited_run(control, nodes, "")
-        clients = [Client(control.status().api_url, before.model) for _ in range(streams)]
+        url = control.status().api_url
+        # A run is told as serving while its commit is still being written; until then its requests are refused.
+        look = partial(_visible_token, url, before.model)
+        token = awaited(look, nodes, time.monotonic() + _STEP_S, lambda: "no request is answered", _POLL_S)
+        clients = [Client(url, before.model, token) for _ in range(streams)]
         progress("streaming")
         time.sleep(_QUIET_S)
         progress("draining the machine that serves")
@@ -179,40 +222,65 @@ def _measured(nodes: list[TrialNode], model: Path, streams: int, progress: Calla
                 lambda: not any(name.startswith(former) for name in own.status().stages), nodes, "the former run ends"
             )
         gone = time.monotonic()
+        progress("the same time again, without a cut-over")
+        time.sleep(gone - drained)
         for client in clients:
             client.stop()
-    return _report(clients, drained, serving, gone)
+    return _report(clients, Moments(drained, serving, gone))
 
 
-def _report(clients: Sequence[Client], drained: float, serving: float, gone: float) -> CutoverReport:
+def _visible_token(url: str, model: str) -> int:
+    """A token that shows as text whatever comes before it. Raises Unavailable."""
+    asked = {"model": model, "content": _PROMPT}
+    try:
+        with httpx.Client(base_url=url, timeout=_STEP_S, trust_env=False) as client:
+            return int(client.post("/tokenize", json=asked).raise_for_status().json()["tokens"][-1])
+    except (httpx.HTTPError, ValueError, LookupError) as error:
+        raise Unavailable(f"the model's tokens are not known: {type(error).__name__}: {error}") from None
+
+
+def _report(clients: Sequence[Client], moments: Moments) -> CutoverReport:
     errors = tuple(error for client in clients for error in client.errors)
-    pauses = tuple(_pauses(client.gaps, drained, serving) for client in clients)
+    pauses = tuple(_pauses(client.gaps, moments) for client in clients)
     return CutoverReport(
         streams=pauses,
         finished=sum(client.finished for client in clients),
         errors=errors,
-        serving_s=round(serving - drained, 3),
-        gone_s=round(gone - drained, 3),
+        serving_s=round(moments.serving - moments.drained, 3),
+        gone_s=round(moments.gone - moments.drained, 3),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0,
         bar=BAR,
         within=not errors and all(each.tokens and each.outside_ratio <= BAR for each in pauses),
     )
 
 
-def _pauses(gaps: Sequence[tuple[float, float]], drained: float, serving: float) -> StreamPauses:
+def _pauses(gaps: Sequence[tuple[float, float]], moments: Moments) -> StreamPauses:
     """`gaps`: (when a token came, seconds since the one before)."""
     ranked = sorted(gap for _, gap in gaps) or [0.0]
     usual = median(ranked)
-    during = max((gap for at, gap in gaps if at > drained and at - gap < serving), default=0.0)
-    outside = max((gap for at, gap in gaps if at <= drained or at - gap >= serving), default=0.0)
+    outside = during = control = 0.0
+    for at, gap in gaps:
+        if at - gap >= moments.gone:
+            control = max(control, gap)
+        elif at <= moments.drained or at - gap >= moments.serving:
+            outside = max(outside, gap)
+        else:
+            during = max(during, gap)
     return StreamPauses(
         tokens=len(gaps),
         median_ms=round(usual * 1000, 2),
         usual_ms=round(ranked[len(ranked) * 99 // 100] * 1000, 2),
         outside_ms=round(outside * 1000, 2),
         during_ms=round(during * 1000, 2),
-        outside_ratio=round(outside / usual, 2) if usual else 0.0,
-        during_ratio=round(during / usual, 2) if usual else 0.0,
+        control_ms=round(control * 1000, 2),
+        outside_ratio=_ratio(outside, usual),
+        during_ratio=_ratio(during, usual),
+        control_ratio=_ratio(control, usual),
     )
+
+
+def _ratio(pause: float, usual: float) -> float:
+    return round(pause / usual, 2) if usual else 0.0
 
 
 def _awaited_run(control: Control, nodes: list[TrialNode], former: str) -> DeploymentStatus:
@@ -242,25 +310,27 @@ def _until(look: Callable[[], object], nodes: Sequence[TrialNode], what: str) ->
 def print_cutover(report: CutoverReport, console: Console) -> None:
     """The report for people."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in (
-        "STREAM",
-        "TOKENS",
-        "MEDIAN MS",
-        "99 OF 100",
-        "LONGEST PAUSE",
-        "X MEDIAN",
-        "IN THE HAND-OVER",
-        "X MEDIAN",
-    ):
+    for name in ("STREAM", "TOKENS", "MEDIAN MS", "99 OF 100", "OUTSIDE", "IN THE HAND-OVER", "WITHOUT ONE"):
         table.add_column(name, justify="right")
     for number, each in enumerate(report.streams, start=1):
-        outside = (f"{each.outside_ms:.1f}", f"{each.outside_ratio:.1f}")
-        during = (f"{each.during_ms:.1f}", f"{each.during_ratio:.1f}")
-        table.add_row(str(number), str(each.tokens), f"{each.median_ms:.1f}", f"{each.usual_ms:.1f}", *outside, *during)
+        table.add_row(
+            str(number),
+            str(each.tokens),
+            f"{each.median_ms:.1f}",
+            f"{each.usual_ms:.1f}",
+            f"{each.outside_ms:.1f} ({each.outside_ratio:.1f} x)",
+            f"{each.during_ms:.1f} ({each.during_ratio:.1f} x)",
+            f"{each.control_ms:.1f} ({each.control_ratio:.1f} x)",
+        )
     console.print(table)
     console.print(
+        "longest pauses: outside of the hand-over, in it (from the order until the new run serves), and of the same"
+        " streams afterwards in a time as long as the whole cut-over; (x): medians"
+    )
+    console.print(
         f"the new run served after {report.serving_s:.2f} s, the former one was gone after {report.gone_s:.2f} s;"
-        f" {report.finished} streams came to their end, {len(report.errors)} errors"
+        f" {report.finished} streams came to their end, {len(report.errors)} errors; load of this machine"
+        f" {report.load:g} on {os.cpu_count()} cores"
     )
     for error in report.errors[:5]:
         console.print(f"  {error}", markup=False)

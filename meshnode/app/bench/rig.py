@@ -165,12 +165,16 @@ async def open_rig(
     options = options or RigOptions()
     with tempfile.TemporaryDirectory(prefix="meshnode-rig-") as folder:
         sliced = await trio.to_thread.run_sync(slice_model, model, options, Path(folder))
-        async with _run(sliced, options, around or Surroundings()) as rig:
+        async with open_sliced(sliced, options, around) as rig:
             yield rig
 
 
 @asynccontextmanager
-async def _run(sliced: SlicedModel, options: RigOptions, around: Surroundings) -> AsyncIterator[Rig]:
+async def open_sliced(
+    sliced: SlicedModel, options: RigOptions, around: Surroundings | None = None
+) -> AsyncIterator[Rig]:
+    """The same over slices that lie there already: one cut, many starts."""
+    around = around or Surroundings()
     mesh = ThrowawayMesh.make()
     async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
         stages: list[StageProcess] = []

@@ -1,14 +1,16 @@
 """The demands known here: what shall be served, also while nobody serves it, and what shall not be any more.
 
 Invariant: merging is commutative, associative and idempotent: of one deployment the highest (version, author, id)
-counts, whoever brings it, so that what was removed comes back only by a later version; and it stays bounded.
+counts, whoever brings it, so that what was removed comes back only by a later version; and it stays bounded, by a
+rule that looks at nothing but the set: what one member asks for never keeps out what others ask for less of.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -25,7 +27,8 @@ REMOVED_BYTES = 1024
 CHAIN_BYTES = 4096
 """Three certificates of 700 bytes each in DER, and room."""
 WANTED = 64
-"""Deployments of a whole mesh: eight models on each of eight nodes. The oldest stay."""
+"""Deployments of a whole mesh: eight models on each of eight nodes. The oldest of every author stay, then the second
+oldest of every author, and so on: who asks for more than its part loses its latest, and nobody else anything."""
 REMOVED = 256
 """Given up and remembered, so that no node that was away brings them back: 8 a day for a month. The latest stay."""
 REMEMBER_S = 30 * 24 * 3600
@@ -98,6 +101,16 @@ def read(record: DemandRecord, author: Signer, *, verify: bool = True) -> Demand
     return demand
 
 
+class Merged(NamedTuple):
+    """What merging one more did."""
+
+    news: bool
+    gone: list[DemandRecord]
+    """Held until now, and no longer."""
+    cut: list[DemandRecord]
+    """Left out for want of room; the new one may be among them."""
+
+
 class Demands:
     """All of them, by deployment."""
 
@@ -106,17 +119,18 @@ class Demands:
         self.changes = 0
         """How often it became another set."""
 
-    def offer(self, record: DemandRecord, demand: Demand) -> tuple[bool, list[DemandRecord]]:
-        """Merge one that was read: whether it is news, and the records that are held no longer."""
+    def offer(self, record: DemandRecord, demand: Demand) -> Merged:
+        """Merge one that was read."""
         new = Known(record, demand)
         before = self.known.get(demand.deployment)
         if before is not None and new.rank <= before.rank:
-            return False, []
+            return Merged(False, [], [])
         self.changes += 1
         gone = [] if before is None else [before.record]
         self.known[demand.deployment] = new
         cut = self._cut()
-        return new not in cut, gone + [each.record for each in cut if each is not new]
+        gone += [each.record for each in cut if each is not new]
+        return Merged(new not in cut, gone, [each.record for each in cut])
 
     def find(self, deployment: str) -> Demand | None:
         """What is known of it, wanted or removed."""
@@ -126,6 +140,17 @@ class Demands:
     def wanted(self) -> list[Demand]:
         """Those that shall be served."""
         return [known.demand for known in self.known.values() if not known.demand.removed]
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would cost another its place."""
+        return len(self.wanted()) >= WANTED
+
+    def has_room(self, author: NodeId) -> bool:
+        """Whether one more that `author` asks for now would stay."""
+        turns = self._turns()
+        own = sum(each.demand.author == author for _, each in turns)
+        return sum(turn <= own for turn, _ in turns) < WANTED
 
     def encode(self) -> bytes:
         """What must survive a restart."""
@@ -154,12 +179,23 @@ class Demands:
             ) from None
 
     def _cut(self) -> list[Known]:
-        wanted = sorted((each for each in self.known.values() if not each.demand.removed), key=lambda each: each.age)
+        wanted = [each for _, each in sorted(self._turns(), key=lambda told: (told[0], told[1].age))]
         removed = sorted((each for each in self.known.values() if each.demand.removed), key=lambda each: each.age)
         cut = wanted[WANTED:] + removed[: max(0, len(removed) - REMOVED)]
         for each in cut:
             del self.known[each.demand.deployment]
         return cut
+
+    def _turns(self) -> list[tuple[int, Known]]:
+        """What is wanted, each with how many older ones its author wants."""
+        before: Counter[NodeId] = Counter()
+        turns = []
+        for each in sorted(
+            (each for each in self.known.values() if not each.demand.removed), key=lambda each: each.age
+        ):
+            turns.append((before[each.demand.author], each))
+            before[each.demand.author] += 1
+        return turns
 
 
 def _decode(record: DemandRecord) -> Demand:

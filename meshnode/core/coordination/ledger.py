@@ -39,6 +39,9 @@ DEPLOYMENTS = 1024
 48 KB: the disk keeps 64 KiB."""
 RUNS_HELD = 64
 """Runs on one node; each holds memory, so this only bounds the bookkeeping of tiny ones."""
+RUNS_OF_ONE = 32
+"""Of them, those of one coordinator: one that serves and one on its way of each of the 16 deployments that a node may
+coordinate. Claims of a byte each leave the other half to others."""
 LEASE_S = 15.0
 """From the receipt of a claim or a renewal: a node frees what nobody renews (COORDINATION)."""
 
@@ -85,6 +88,8 @@ class Ledger:
         self.rules = rules
         self.words: dict[str, Word] = {}
         self.held: dict[Fence, HeldRun] = {}
+        self.changes = 0
+        """How often `held` became other runs."""
         self.refused = 0
 
     def claim(self, claim: Claim, now: float, lost: Callable[[NodeId], bool]) -> tuple[Grant | Refuse, list[Fence]]:
@@ -104,6 +109,8 @@ class Ledger:
             return refusal, []
         superseded = [fence for fence in self._of_deployment(claim.deployment) if not self.held[fence].committed]
         kept = {fence: run for fence, run in self.held.items() if fence not in superseded}
+        if sum(run.claim.coordinator == claim.coordinator for run in kept.values()) >= RUNS_OF_ONE:
+            return self.refuse(claim, "too_many", f"{RUNS_OF_ONE} runs of this coordinator are held here"), []
         run = HeldRun(claim, now + LEASE_S)
         run.states = {stage.stage: "claimed" for stage in run.own(self.node)}
         booked = self._booked({**kept, claim.fence: run})
@@ -113,6 +120,7 @@ class Ledger:
             refusal = self.refuse(claim, "no_room", f"{needed} bytes are claimed, {free} are free here")
             return msgspec.structs.replace(refusal, free_bytes=free), []
         self.held = {**kept, claim.fence: run}
+        self.changes += 1
         self._word(claim.deployment).promised = claim.fence.term
         return Grant(claim.fence, claim.deployment), superseded
 
@@ -223,7 +231,10 @@ class Ledger:
 
     def release(self, fence: Fence) -> HeldRun | None:
         """Forget a run and free what it reserved. Idempotent."""
-        return self.held.pop(fence, None)
+        run = self.held.pop(fence, None)
+        if run is not None:
+            self.changes += 1
+        return run
 
     # --- leases ---------------------------------------------------------------------------------------------------
 

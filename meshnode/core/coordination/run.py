@@ -230,12 +230,12 @@ class Run:
         """When `expire` or `renewals` has something to do; None once it ended."""
         if self.state is State.ENDED:
             return None
-        times = [self._renew_at]
-        if self.deadline is not None:
-            times.append(self.deadline)
-        if self.state not in (State.CLAIMING, State.BROKEN):
-            times.append(self._oldest()[0] + ACT_S)
-        return min(times)
+        due = self._renew_at
+        if self.deadline is not None and self.deadline < due:
+            due = self.deadline
+        if self.state is State.CLAIMING or self.state is State.BROKEN:
+            return due
+        return min(due, self._oldest()[0] + ACT_S)
 
     # --- what its deployment wants --------------------------------------------------------------------------------
 

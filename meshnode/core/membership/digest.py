@@ -34,6 +34,7 @@ class Digest:
         self.items: dict[bytes, Item] = {}
         self._buckets: list[set[bytes]] = [set() for _ in range(GOSSIP_BUCKETS)]
         self._hashes: list[bytes | None] = [None] * GOSSIP_BUCKETS
+        self._root: bytes | None = None
 
     def add(self, item: Item) -> bytes:
         """Hold `item`; its id."""
@@ -53,7 +54,9 @@ class Digest:
 
     def root(self) -> bytes:
         """One hash for all."""
-        return hashlib.sha256(b"".join(self.hashes())).digest()[:HASH]
+        if self._root is None:
+            self._root = hashlib.sha256(b"".join(self.hashes())).digest()[:HASH]
+        return self._root
 
     def within(self, buckets: Iterable[int]) -> tuple[bytes, ...]:
         """The ids in these buckets, sorted."""
@@ -61,7 +64,7 @@ class Digest:
 
     def _touch(self, identity: bytes) -> set[bytes]:
         bucket = bucket_of(identity)
-        self._hashes[bucket] = None
+        self._hashes[bucket] = self._root = None
         return self._buckets[bucket]
 
     def _hash(self, bucket: int) -> bytes:

@@ -89,6 +89,10 @@ class Gossip:
         if len(self._seen) > SEEN:
             self._seen.popitem(last=False)
 
+    def forgot(self, identity: bytes) -> None:
+        """The content of `identity` was here and is wanted after all: whoever names it is asked for it."""
+        self._seen.pop(identity, None)
+
     def named(self, peer: NodeId, ids: Sequence[bytes], most: int, now: float) -> tuple[bytes, ...]:
         """`peer` has `ids`; those to ask it for, at most `most`."""
         wanted: list[bytes] = []

@@ -194,7 +194,7 @@ class Links:
 
     def is_due(self, now: float) -> bool:
         """Whether anything here is due. What was heard since moves the next time on."""
-        due = self.deadline()
+        due = self.deadline() if self._changed else self._due
         if due is None or due > now:
             return False
         self._changed = True

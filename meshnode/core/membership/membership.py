@@ -6,6 +6,7 @@ what is passed on is exactly its author's bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from meshnode.core.membership import orders as order
@@ -109,8 +110,10 @@ class Membership:
         if authority.admit(authority.chain).role == "member":
             self.ring.add(self.node)
 
-    def take(self) -> list[order.MembershipOrder]:
+    def take(self) -> Sequence[order.MembershipOrder]:
         """What has to be done since the last call."""
+        if not self._orders:
+            return ()
         orders, self._orders = self._orders, []
         return orders
 
@@ -168,6 +171,13 @@ class Membership:
     def received(self, peer: NodeId, message: MembershipMessage, now: float) -> None:
         """One message of a linked peer. Raises PeerError for what no honest node sends."""
         match message:
+            case Ping():
+                self._tell(peer, Pong(message.nonce))
+            case Pong():
+                self.links.pong(peer, message.nonce, now)
+            case Have() | Want() | WhoIs() | Summary() | Buckets() | Holding():
+                for answer in self.exchange.answer(peer, message, now):
+                    self._tell(peer, answer)
             case Introduce():
                 self._introduced(message.chain)
             case Announce():
@@ -177,13 +187,6 @@ class Membership:
                 # held up on its way, says nothing of the present one.
                 self._forget(peer, "the node left")
                 self._choose = True
-            case Ping():
-                self._tell(peer, Pong(message.nonce))
-            case Pong():
-                self.links.pong(peer, message.nonce, now)
-            case WhoIs() | Have() | Want() | Summary() | Buckets() | Holding():
-                for answer in self.exchange.answer(peer, message, now):
-                    self._tell(peer, answer)
             case Suspect():
                 self._suspected(peer, message, now)
             case Probe():
@@ -380,11 +383,16 @@ class Membership:
 
     # --- every time -------------------------------------------------------------------------------------------
 
-    def settle(self, now: float) -> None:
-        """What follows from any event, and what is due."""
+    def awoke(self, now: float) -> None:
+        """Before anything is judged at `now`: where this node did not run for a while (suspended, starved, or waiting
+        for its disk), what others said meanwhile still waits to be read, and nobody counts as silent for it."""
         if self._expected is not None and now > self._expected + LATE_S:
+            self._expected = now  # once for each time: what waited is read one by one
             self.links.awoke(now)
             self.detector.slept(now)
+
+    def settle(self, now: float) -> None:
+        """What follows from any event, and what is due."""
         if self.detector.check_at <= now:
             self._detect(now)
         if self._sync_at <= now:
@@ -394,12 +402,17 @@ class Membership:
             for peer in self.standing.choose(self.hints, now):
                 self._orders.append(order.Drop(peer, "not needed any more"))
             self._choose_at = now + (CHOOSE_S if self.standing.size > SMALL else 0.0)
+        told = self.gossip.deadline()
+        if told is not None and told <= now:
+            self._gossip(now)
+        if self.links.is_due(now):
+            self._links_due(now)
+
+    def _gossip(self, now: float) -> None:
         for peer, identity in self.gossip.retries(now):
             self._tell(peer, Want((identity,)))
         for peer, ids in self.gossip.round(self.links.linked(), self.standing.size, now):
             self._tell(peer, Have(ids))
-        if self.links.is_due(now):
-            self._links_due(now)
 
     def _links_due(self, now: float) -> None:
         for peer in self.links.silent(now):

@@ -33,6 +33,8 @@ class Revocations:
         self._barred: frozenset[NodeId] = frozenset()
         self._issuers: frozenset[NodeId] = frozenset()
         self._expelled: dict[NodeId, NodeId] = {}
+        self.changes = 0
+        """How often others became `expelled`."""
 
     def offer(self, record: Revoke) -> tuple[bool, Revoke | None]:
         """Merge one list: whether it is news, and the one it replaces. Raises PeerError for what no issuer signed."""
@@ -75,10 +77,12 @@ class Revocations:
         """Remember who let `node` in, which is forgotten otherwise, if that is why it is out."""
         if author is not None and self.bars_issuer(author.issuer) and len(self._expelled) < EXPELLED:
             self._expelled[node] = author.issuer
+            self.changes += 1
 
     def readmit(self, node: NodeId) -> None:
         """It has a certificate of another issuer."""
-        self._expelled.pop(node, None)
+        if self._expelled.pop(node, None) is not None:
+            self.changes += 1
 
     def expelled(self, node: NodeId) -> bool:
         """Whether `node` is out, by its key or by whom it was last seen to be let in."""
@@ -106,3 +110,4 @@ class Revocations:
         self._issuers = frozenset(root.nodes if root is not None else ())
         counted = [told for issuer, told in self._lists.items() if issuer not in self._issuers]
         self._barred = frozenset(node for told in counted for node in told.nodes)
+        self.changes += 1

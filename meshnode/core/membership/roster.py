@@ -59,6 +59,8 @@ class Roster:
     authors: dict[NodeId, Author] = field(default_factory=dict)
     chains: dict[NodeId, tuple[bytes, ...]] = field(default_factory=dict)
     conflicts: dict[NodeId, float] = field(default_factory=dict)
+    changes: int = 0
+    """How often `entries` became others: what is made of them is made again when this differs."""
 
     def introduce(self, chain: tuple[bytes, ...]) -> NodeId:
         """Learn an author. Raises PeerError when the chain proves none, or the roster is full."""
@@ -97,6 +99,7 @@ class Roster:
         expires_at = now + min(max(record.remaining_ms, 0), ANNOUNCEMENT_TTL_MS) / 1000
         kept = Announce(record.author, record.body, record.signature)
         self.entries[record.author] = Entry(kept, body, now, expires_at, identity)
+        self.changes += 1
         return True
 
     def outgoing(self, node: NodeId, now: float) -> Announce | None:
@@ -136,6 +139,7 @@ class Roster:
     def remove(self, node: NodeId) -> None:
         """Know nothing of it any more."""
         self.entries.pop(node, None)
+        self.changes += 1
         self.authors.pop(node, None)
         self.chains.pop(node, None)
 
@@ -148,6 +152,7 @@ class Roster:
         entry = self.entries.get(node)
         if entry is not None:
             self.entries[node] = replace(entry, dead=entry.dead or dead, expired=entry.expired or expired)
+            self.changes += 1
 
     def _is_told(self, node: NodeId) -> bool:
         entry = self.entries.get(node)

@@ -121,8 +121,9 @@ class Deployment:
     place: Place = Place.BESIDE
     asked: Inventory | None = None
     """What the plan in the making is made from."""
-    answered: dict[Place, Inventory] = field(default_factory=dict)
-    """What gave no gain over the run that serves: announcements come all the time, and mostly say nothing new."""
+    answered: dict[Place | bool, Inventory] = field(default_factory=dict)
+    """What gave no gain over the run that serves, by place, or no plan at all, without and with nodes that failed:
+    announcements come all the time, and mostly say nothing new."""
     plans: dict[Fence, Plan] = field(default_factory=dict)
     before: Plan | None = None
     """That of a run which ended to make room, until its successor serves: what to go back to."""
@@ -207,7 +208,7 @@ class Deployment:
         if self.plan_at is None or now < self.plan_at or not self._may_plan():
             return False
         if self.current is None:
-            self.place = Place.INSTEAD
+            self.place, self.news = Place.INSTEAD, False
         self.looked_at = now
         self.planning, self.plan_at, self.serial = True, None, self.serial + 1
         return True
@@ -221,12 +222,28 @@ class Deployment:
         return self.asked
 
     def knows(self, inventory: Inventory, now: float) -> bool:
-        """Whether the plan that is due would be made of what gave no gain before; True: it is not to be made."""
-        if self.current is None or self.better_since is not None or self.answered.get(self.place) != inventory:
+        """Whether the plan that is due would be made of what gave nothing before; True: it is not to be made."""
+        alike = (False, True) if self.current is None else (self.place,)
+        if self.better_since is not None or inventory not in [self.answered.get(each) for each in alike]:
             return False
         self.planning = False
-        self._nothing_better(self.current, now)
+        if self.current is None:
+            self._wait(now)
+        else:
+            self._nothing_better(self.current, now)
         return True
+
+    def _wait(self, now: float) -> None:
+        """There is no plan: ask with those that failed, then wait for what may change."""
+        lenient, self.lenient = self.lenient, False
+        if not lenient and "failed" in self._members().values():
+            self.lenient, self.plan_at = True, now
+            return
+        # Exclusions that ended are remembered for their count, and are no reason to plan again.
+        times = [*(x.until for x in self.excluded.values()), *(until for until, _ in self.rooms.values())]
+        times += [now + SETTLE_S] if self.news else []  # who was missing may have come while this was worked out
+        times += [now + AGAIN_S] if self.silent else []  # they may be heard again, and nobody says so
+        self.plan_at = min((at for at in times if at > now), default=None)
 
     def _nothing_better(self, current: Run, now: float) -> None:
         """The place that was asked for gives no gain: ask for the other, then wait for news; while somebody is to leave
@@ -269,8 +286,8 @@ class Deployment:
         if not self.planning or serial != self.serial:
             return None
         self.planning = False
-        lenient, self.lenient = self.lenient, False
         if self.current is not None:
+            self.lenient = False
             return self._compare(self.current, outcome, draw, now)
         broken = [run.fence for run in self.former.values() if run.state is State.BROKEN]
         broken += [self.inherits] if self.inherits is not None else []
@@ -281,14 +298,9 @@ class Deployment:
         self.short = isinstance(outcome, Shortfall)
         if isinstance(outcome, Shortfall):
             self.note = outcome.text()
-            if not lenient and "failed" in self._members().values():
-                self.lenient, self.plan_at = True, now
-                return None
-            # Exclusions that ended are remembered for their count, and are no reason to plan again.
-            ends = (*(x.until for x in self.excluded.values()), *(until for until, _ in self.rooms.values()))
-            self.plan_at = min((until for until in ends if until > now), default=None)
-            if self.silent:  # they may be heard again, and nobody says so
-                self.plan_at = min(self.plan_at or now + AGAIN_S, now + AGAIN_S)
+            if self.asked is not None:
+                self.answered[self.lenient] = self.asked
+            self._wait(now)
             return None
         return self._attempt(outcome, max(broken, default=None), draw)
 
@@ -334,6 +346,7 @@ class Deployment:
 
     def _attempt(self, plan: Plan, releases: Fence | None, draw: Draw) -> Run:
         self.note, self.term, self.place, self.better_since = "", self.term + 1, Place.BESIDE, None
+        self.lenient = False
         self.answered.clear()
         fence = Fence(Term(self.term), run_id(draw(8)))
         claim = claim_of(plan, fence, self.coordinator, len(self.footprint.layers), releases)
@@ -369,7 +382,7 @@ class Deployment:
                 self.former[run.fence] = run
                 run.keep(now, KEEP_S)
             self.failures = 0
-            self.plan_at = now + SETTLE_S
+            self.plan_at, self.news = now + SETTLE_S, self.news or self.planning
         else:
             self.former.pop(run.fence, None)
             if end.reason == "replaced":
@@ -482,8 +495,3 @@ def hops_of(claim: Claim, draw: Draw) -> Hops:
     run = claim.fence.run
     names = (*(stage_name(s.stage, run, s.node) for s in claim.stages), head_name(run, claim.coordinator))
     return Hops(tuple(draw(16) for _ in names), names)
-
-
-def without_this(reserved: dict[str, int], deployment: str) -> int:
-    """Bytes that other deployments than `deployment` hold."""
-    return sum(size for name, size in reserved.items() if name != deployment)

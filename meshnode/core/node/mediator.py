@@ -47,7 +47,10 @@ from meshnode.wire.messages import (
     FenceOff,
     Fetched,
     Grant,
+    Have,
     Leave,
+    Ping,
+    Pong,
     Prepare,
     Progress,
     Ready,
@@ -55,6 +58,7 @@ from meshnode.wire.messages import (
     Renew,
     Renewed,
     Unknown,
+    Want,
 )
 
 
@@ -120,12 +124,18 @@ class Mediator:
         self.ways: dict[NodeId, Way] = {}
         self.draining = False
         self.stopping = False
+        self._linked_for: object = None
+        """What the partners that links are kept to were worked out from."""
 
     def handle(self, event: on.Event, now: float) -> list[do.Effect]:
         """Take one event; the effects are to be done in their order, before the next event is handed in."""
-        # A node that slept must not obey, or order, anything for a run whose lease ended meanwhile.
-        self.participant.expire(now)
-        self.coordinator.expire(now)
+        # A node that slept takes nobody for silent whose words it has yet to read, and must not obey, or order,
+        # anything for a run whose lease ended meanwhile.
+        self.membership.awoke(now)
+        if self.ledger.held:
+            self.participant.expire(now)
+        if self.deployments:
+            self.coordinator.expire(now)
         self._dispatch(event, now)
         self._settle(now)
         self.register.write()
@@ -136,9 +146,12 @@ class Mediator:
         if self.stopping:
             return None
         due = min(self.membership.deadline(), self.membership.voice.due_at)
-        parts = (self.ledger, self.register, self.coordinator, self.successor)
-        times = [part.deadline() for part in parts]
-        return min((at for at in times if at is not None and at < due), default=due)
+        leases = self.ledger.deadline() if self.ledger.held else None
+        runs = self.coordinator.deadline() if self.deployments else None
+        for at in (leases, runs, self.register.deadline(), self.successor.deadline()):
+            if at is not None and at < due:
+                due = at
+        return due
 
     def coordinates(self, fence: Fence) -> bool:
         """Whether this node coordinates the run of `fence`."""
@@ -147,15 +160,17 @@ class Mediator:
     # --- events ---------------------------------------------------------------------------------------------
 
     def _dispatch(self, event: on.Event, now: float) -> None:
-        match event:
+        match event:  # what comes most often first
+            case on.Received():
+                self._received(event.peer, event.message, now)
+            case on.TimePassed():
+                pass
             case on.PeerFound():
                 self.membership.found(event.node, event.addresses, now)
             case on.LinkOpened():
                 self._link_opened(event.peer, now)
             case on.LinkClosed():
                 self._link_closed(event, now)
-            case on.Received():
-                self._received(event.peer, event.message, now)
             case on.Revoked():
                 self.membership.revoke(self.node, event.record, now)
             case on.Demanded() | on.Withdrawn() | on.ModelOpened() | on.ModelNotOpened():
@@ -172,8 +187,6 @@ class Mediator:
                 self.out.send(event.node, Drain(event.draining))
             case on.Stopping():
                 self._stop(now)
-            case on.TimePassed():
-                pass
 
     def _asked(self, event: Asked, now: float) -> None:
         """What somebody wants, or wants no more, and what this node could do for it."""
@@ -223,6 +236,8 @@ class Mediator:
         if self.links.up(peer):  # both ends dialed: what was on its way over the other link may be lost
             self.coordinator.unlinked(peer, f"the link to {self.name_of(peer)} was replaced", now)
         self.membership.link_opened(peer, now)
+        if self.membership.barred(peer):
+            return  # it is being closed, and nothing may be planned with it
         self.out.linked(peer)
         self.coordinator.changed(now)
         self.successor.changed()
@@ -248,6 +263,8 @@ class Mediator:
 
     def _message(self, peer: NodeId, message: AnyMessage, now: float) -> None:
         match message:
+            case Ping() | Pong() | Have() | Want():  # nearly all that comes: four looks, not twenty
+                self.membership.received(peer, message, now)
             case Claim() | Prepare() | Connect() | Commit() | FenceOff() | Renew() | Abort():
                 self.participant.ordered(peer, message, now)
             case (
@@ -317,18 +334,20 @@ class Mediator:
 
     def _settle(self, now: float) -> None:
         """What follows from any event: messages to this node itself, dials, pings, plans, deadlines."""
-        self._listen(now)
+        if self.out.local:
+            self._listen(now)
         self._follow(now)
         if self.stopping:
             return
         if self.membership.voice.due_at <= now:
             self.membership.speak(self._body(), now)
-        self.membership.keep_links_to(self._partners())
+        self._keep_links()
         self.membership.settle(now)
         self._follow(now)
         self.register.settle(now)
         self.successor.settle(now)
-        self.coordinator.settle(now)
+        if self.deployments:
+            self.coordinator.settle(now)
         if self.out.local:
             self._settle(now)
 
@@ -351,14 +370,23 @@ class Mediator:
     def _announce_soon(self, now: float) -> None:
         self.membership.voice.soon(now)
 
-    def _partners(self) -> frozenset[NodeId]:
-        """The members in every run that this node takes part in: links to them are kept whatever the mesh's size.
+    def _keep_links(self) -> None:
+        """To the members in every run that this node takes part in, whatever the mesh's size.
 
-        A claim may name nodes that nobody knows: they are dialed when they have announced themselves.
+        Most events change nothing of it: whom it names is worked out again only when one of its sources differs.
         """
+        changes = (self.ledger.changes, self.roster.changes, self.membership.revocations.changes)
+        wanted = self.coordinator.partners() if self.deployments else None
+        sources = (changes, wanted, self.successor.partners, self.out.awaited)
+        if sources != self._linked_for:
+            self._linked_for = sources
+            self.membership.keep_links_to(self._partners())
+
+    def _partners(self) -> frozenset[NodeId]:
+        """A claim may name nodes that nobody knows: they are dialed when they have announced themselves."""
         held = [run.claim for run in self.ledger.held.values()]
         found = {stage.node for claim in held for stage in claim.stages} | {claim.coordinator for claim in held}
-        found |= self.coordinator.partners() | self.successor.partners() | self.out.awaited()
+        found |= self.coordinator.partners() | self.successor.partners | self.out.awaited
         return frozenset(node for node, entry in self.roster.entries.items() if node in found and not entry.left)
 
     def _body(self) -> Body:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from meshnode.core.membership.announcement import Speed, Way
 from meshnode.core.membership.roster import Entry
 from meshnode.core.node import announcing
-from meshnode.core.node.deployments import without_this
 from meshnode.core.planning.inventory import Inventory, LinkInventory, NodeInventory
 from meshnode.identity.ids import NodeId
 
@@ -52,7 +51,9 @@ def _peer(mediator: Mediator, node: NodeId, entry: Entry, deployment: str, kind:
     body, excluded = entry.body, ""
     if mediator.roster.authors[node].role != "member":
         excluded = "client"
-    elif entry.left or body.draining:
+    elif entry.left:
+        excluded = "left"
+    elif body.draining:
         excluded = "draining"
     elif not mediator.reachable(node) or node in mediator.roster.conflicts:
         excluded = "unreachable"
@@ -91,3 +92,8 @@ def links_of(told: dict[NodeId, dict[NodeId, Way]]) -> tuple[LinkInventory, ...]
                 if target not in told[source]:
                     found.append(LinkInventory(target, source, way.rtt_us, 0))
     return tuple(found)
+
+
+def without_this(reserved: dict[str, int], deployment: str) -> int:
+    """Bytes that other deployments than `deployment` hold."""
+    return sum(size for name, size in reserved.items() if name != deployment)

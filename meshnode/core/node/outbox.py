@@ -23,6 +23,8 @@ class Outbox:
         self._unsent: dict[NodeId, deque[AnyMessage]] = {}
         self.local: deque[AnyMessage] = deque()
         """Messages of this node to itself."""
+        self.awaited: frozenset[NodeId] = frozenset()
+        """The peers that messages wait for."""
 
     def take(self) -> list[do.Effect]:
         """What was decided since the last call."""
@@ -45,16 +47,17 @@ class Outbox:
             self.do(do.Send(peer, message))
         else:
             self._unsent.setdefault(peer, deque(maxlen=UNSENT)).append(message)
+            self.awaited = frozenset(self._unsent)
 
     def linked(self, peer: NodeId) -> None:
         """A link to `peer` is there: what waited for it goes out."""
-        for message in self._unsent.pop(peer, ()):
-            self.do(do.Send(peer, message))
+        waiting = self._unsent.pop(peer, None)
+        if waiting is not None:
+            self.awaited = frozenset(self._unsent)
+            for message in waiting:
+                self.do(do.Send(peer, message))
 
     def unlinked(self, peer: NodeId) -> None:
         """No link came to be, or it ended."""
-        self._unsent.pop(peer, None)
-
-    def awaited(self) -> set[NodeId]:
-        """The peers that messages wait for."""
-        return set(self._unsent)
+        if self._unsent.pop(peer, None) is not None:
+            self.awaited = frozenset(self._unsent)

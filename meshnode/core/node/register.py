@@ -23,6 +23,10 @@ AGAIN_S = 1.0
 """For each member that may say it again before this one: what it says has arrived by then."""
 
 
+LEFT_OUT = 256
+"""Demands without room that are remembered: four times as many as there is room for."""
+
+
 class Register:
     """All demands, as this node knows them."""
 
@@ -31,6 +35,8 @@ class Register:
         self._out = out
         self._unwritten = False
         self._again_at: float | None = None
+        self._left_out: dict[bytes, None] = {}
+        """Ids of demands for which there was no room."""
         self.demands = Demands()
 
     def restore(self, data: bytes, unix: int) -> None:
@@ -151,13 +157,25 @@ class Register:
             self._out.do(do.KeepDemands(self.demands.encode()))
 
     def _take(self, record: DemandRecord, demand: Demand, told: set[NodeId], now: float) -> bool:
-        news, gone = self.demands.offer(record, demand)
-        for each in gone:
+        merged = self.demands.offer(record, demand)
+        for each in merged.gone:
             self._membership.let_go(each)
-        if news:
+        if merged.news:
             self._membership.hold(record, None, told, now)
-        self._unwritten = self._unwritten or news or bool(gone)
-        return news
+        self._unwritten = self._unwritten or merged.news or bool(merged.gone)
+        self._leave_out([id_of(each) for each in merged.cut])
+        return merged.news
+
+    def _leave_out(self, cut: list[bytes]) -> None:
+        """Where there is room again, what was left out is asked for again if anybody has it: it may have come before
+        the removal that makes room, and others heard the two the other way round."""
+        if cut:
+            self._left_out.update(dict.fromkeys(cut))
+            self._left_out = dict(list(self._left_out.items())[-LEFT_OUT:])
+        elif self._left_out and not self.demands.full:
+            for identity in self._left_out:
+                self._membership.gossip.forgot(identity)
+            self._left_out.clear()
 
     def _author(self, record: DemandRecord) -> Author | None:
         """Who signed it, if that is a member today: by its present certificate where it is met, else by that which

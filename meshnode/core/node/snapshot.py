@@ -8,7 +8,9 @@ from meshnode.core.coordination.run import State
 from meshnode.core.node.deployments import Deployment, Phase
 from meshnode.core.node.mediator import Mediator
 from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
+from meshnode.core.planning.shortfall import MACHINES
 from meshnode.identity.ids import NodeId, short
+from meshnode.wire.demand import Demand
 from meshnode.wire.messages import Claim, Progress
 
 
@@ -104,18 +106,27 @@ def _wanted(mediator: Mediator) -> list[DeploymentStatus]:
     for demand in mediator.register.demands.wanted():
         key = demand.deployment
         holders = [node for node, entry in entries if key in entry.body.coordinates and mediator.reachable(node)]
-        author = mediator.name_of(demand.author)
-        alone = f"no machine that is here coordinates it: one that has some of it goes on, or {author} when it is back"
         found.append(
             DeploymentStatus(
                 deployment=key,
                 model=demand.model,
                 state="planning" if holders else "waiting",
                 coordinator=min(holders, default=""),
-                note="" if holders else alone,
+                note="" if holders else _alone(mediator, demand),
             )
         )
     return found
+
+
+def _alone(mediator: Mediator, demand: Demand) -> str:
+    """What becomes of a demand that nobody cares for, and which machine to switch on if that is what it takes."""
+    digest, entries = demand.manifest_digest, mediator.roster.entries
+    has = {node for node, entry in entries.items() if digest in entry.body.cached}
+    if digest in mediator.cached or any(mediator.reachable(node) for node in has):
+        return "no machine that is here coordinates it yet: one that has some of it goes on"
+    away = sorted(has) or [demand.author]
+    names = [entries[node].body.name if node in entries else mediator.name_of(node) for node in away[:MACHINES]]
+    return f"nothing of it is on the machines that are here: switch on {' or '.join(names)}"
 
 
 def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:

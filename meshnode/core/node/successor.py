@@ -73,16 +73,13 @@ class Successor:
         self._due: float | None = None
         self._news = True
         self._seen: object = None
-        self._partners: set[NodeId] = set()
+        self.partners: frozenset[NodeId] = frozenset()
+        """Who cares for what this node could go on with: they are listened to closely."""
         self.waits: dict[str, Wait] = {}
 
     def deadline(self) -> float | None:
         """When `settle` has something to do."""
         return self._due
-
-    def partners(self) -> set[NodeId]:
-        """Who cares for what this node could go on with: they are listened to closely."""
-        return self._partners
 
     def changed(self) -> None:
         """Who is there, or what one of them says, is other than before."""
@@ -138,7 +135,7 @@ class Successor:
         self._due = None
         waiting = self._waiting()
         mine = [demand.deployment for demand in waiting if self._can(demand)]
-        self._partners = {node for key in mine for node, _ in self._holders(key)}
+        self.partners = frozenset(node for key in mine for node, _ in self._holders(key))
         for key in self.waits.keys() - {demand.deployment for demand in waiting}:
             del self.waits[key]
         for demand in waiting:

@@ -20,6 +20,7 @@ REASONS = {
     "too_small": "offers less than one layer and its buffers take",
     "unreachable": "cannot be reached",
     "draining": "is leaving or draining",
+    "left": "was stopped",
     "suspect": "has not been heard of for a moment",
     "refused": "refused the last claim",
     "failed": "failed at the last attempt",
@@ -29,7 +30,7 @@ REASONS = {
 """Why a node is left out of a plan; an unknown reason is shown as it is."""
 
 _STILL_HERE = frozenset({"", "refused", "failed"})
-_GONE = frozenset({"unreachable"})
+_GONE = frozenset({"unreachable", "left"})
 
 
 class Exclusion(msgspec.Struct, frozen=True):
@@ -107,6 +108,21 @@ def lost_layers(demand: Demand, footprint: ModelFootprint, inventory: Inventory)
         return ()
     held = {name for node in sources for name in node.cached.get(footprint.manifest_digest, ())}
     return tuple(index for index in range(len(footprint.layers)) if layer_name(index) not in held)
+
+
+def away_with(
+    demand: Demand, footprint: ModelFootprint, inventory: Inventory, lost: tuple[int, ...]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Who is away and said before that it has layers of `lost`: name and those layers, who has most first."""
+    found = []
+    for node in inventory.nodes:
+        names = node.cached.get(footprint.manifest_digest, ()) if node.excluded in _GONE else ()
+        layers = tuple(index for index in lost if layer_name(index) in names)
+        if node.excluded in _GONE and node.node == has_file(demand, inventory):
+            layers = lost
+        if layers:
+            found.append((-len(layers), node.node, node.name, layers))
+    return tuple((name, layers) for _, _, name, layers in sorted(found))
 
 
 def round_trips(author: NodeId, inventory: Inventory) -> dict[NodeId, int]:

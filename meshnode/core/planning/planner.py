@@ -29,6 +29,7 @@ from meshnode.core.planning.lattice import Lattice, Slices
 from meshnode.core.planning.pace import Pace, pace_of
 from meshnode.core.planning.participants import (
     Exclusion,
+    away_with,
     has_file,
     head_of,
     lost_layers,
@@ -90,12 +91,11 @@ def make_plan(demand: Demand, footprint: ModelFootprint, inventory: Inventory) -
     def room(other: Demand, offered: Nodes) -> int | None:
         return Search(other, footprint, inventory, cuts, fits).room(offered)
 
-    return explain(
-        wanted,
-        left,
-        (*busy, *excluded),
-        Room(room, lost, (len(placements), count), round_trips(inventory.head or demand.author, inventory)),
+    away, rtt_us = (
+        away_with(demand, footprint, inventory, lost),
+        round_trips(inventory.head or demand.author, inventory),
     )
+    return explain(wanted, left, (*busy, *excluded), Room(room, lost, (len(placements), count), rtt_us, away))
 
 
 def _placements(search: Search, footprint: ModelFootprint, nodes: Nodes, count: int) -> list[Placement]:

@@ -24,6 +24,9 @@ _NOT_MEMORY = {
 }
 """What to do where more memory would not help."""
 
+MACHINES = 4
+"""Named of those that have missing layers: who reads it switches on one or two."""
+
 _STEP_BYTES = 10_000_000
 """A node to add is advised in steps of 0.01 GB."""
 
@@ -42,6 +45,8 @@ class Found:
     """Placed, and asked for."""
     rtt_us: Mapping[NodeId, int] = field(default_factory=dict)
     """Of nodes, from the author."""
+    away: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Who is away and has some of those layers, by name; who has most first."""
 
 
 class Participant(msgspec.Struct, frozen=True):
@@ -155,7 +160,7 @@ def explain(
     available = max(rooms, default=0) if wanted.largest_only else sum(rooms)
     reason = _reason(wanted, nodes, found, enough=available >= required)
     if reason in _NOT_MEMORY:
-        short, advice = 0, _NOT_MEMORY[reason]
+        short, advice = 0, _switch_on(found) if reason == "artifacts" and found.away else _NOT_MEMORY[reason]
     else:
         extra = _node_to_add(wanted, nodes, found.retry, whole)
         short = required - available if available < required else extra
@@ -198,6 +203,15 @@ def _detail(wanted: Wanted, reason: str, found: Found) -> str:
     if wanted.largest_only:
         return wanted.footprint.whole_only or "its architecture allows no cut"
     return ""
+
+
+def _switch_on(found: Found) -> str:
+    """Which machines have what is missing, by what they said while they were here."""
+    machines = (
+        f"{name}, which has {'all of them' if layers == found.lost_layers else _ranges(layers)}"
+        for name, layers in found.away[:MACHINES]
+    )
+    return f"Switch on {'; or '.join(machines)}; or `meshnode serve` the same file on another."
 
 
 def _ranges(layers: Sequence[int]) -> str:

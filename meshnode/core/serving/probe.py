@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -37,7 +38,8 @@ def probe_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
     chosen: list[int] = []
     for number in range(TOKENS):
         start = len(pieces) * number // TOKENS
-        later = (*range(start, len(pieces)), *range(start))
+        # Not a list: it is asked on the event loop, and a vocabulary has up to a million tokens.
+        later = chain(range(start, len(pieces)), range(start))
         plain = (token for token in later if pieces[token] and token not in end and token not in chosen)
         chosen.append(next(plain, start))
     return tuple(chosen)

@@ -108,7 +108,7 @@ class Gate:
         most = self._access.requests_per_key
         if most and self._held[key] >= most:
             wait = {"retry-after": str(RETRY_OVERLOADED_S)}
-            message = f"this API key has {most} requests under way, which is all it may have"
+            message = f"this API key has requests under way, as many as it may have at once: {most}"
             full = Failure(429, "rate_limit_error", message, "rate_limit_exceeded", headers=wait)
             await self._refuse("key_limit", full).response(dialect_of(scope["path"]))(scope, receive, send)
             return

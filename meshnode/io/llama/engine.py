@@ -8,6 +8,7 @@ finite; whether activations are is seen where they are packed for the wire (wire
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from meshnode.io.llama import native
 from meshnode.io.llama.batch import Batch, LogitsView, RowBuffer
 from meshnode.io.llama.embedding import EmbeddingTable
 from meshnode.io.llama.gguf_file import open_model
+from meshnode.io.llama.kept_tap import KeptTap
 from meshnode.io.llama.native import api
 from meshnode.io.llama.slice_keys import INTO_KEY, TAP_KEY
 from meshnode.io.llama.tap import Tap
@@ -31,7 +33,11 @@ KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GG
 LANES_MAX = 256
 # Most rows of logits of one decode where the lanes are fewer (a prompt's last rows, several drafts of a lane).
 LOGIT_ROWS_MIN = 32
+# Cells a lane of a context that lives for one row: llama.cpp computes attention over as many at least.
+_TRIAL_CELLS = 256
 _MROPE_TYPES = (api.LLAMA_ROPE_TYPE_MROPE, getattr(api, "LLAMA_ROPE_TYPE_IMROPE", 40))
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class SliceEngine:
         self._context: Any = None
         self._memory: Any = None
         self._table: EmbeddingTable | None = None
-        self._tap: Tap | None = None
+        self._tap: Tap | KeptTap | None = None
         self._abort = native.AbortFlag()
         self._reported = native.LogTap()
 
@@ -101,7 +107,6 @@ class SliceEngine:
         engine = SliceEngine(options, first, last)
         try:
             engine._open(slice_path, embedding_path, progress)
-            engine._probe()
         except BaseException:
             engine.close()
             raise
@@ -127,8 +132,10 @@ class SliceEngine:
             # What goes in and what comes out: llama.cpp has taken the one before it gives the other.
             self._rows = RowBuffer(self.options.chunk, self.width)
             if (out or into) and not (self.first and self.last):
-                self._tap = Tap(str(out).encode(), str(into).encode(), self._rows)
-            self._make_context()
+                self._make_tapped(str(out), str(into))
+            else:
+                self._make_context(None)
+                self._probe()
         finally:
             native.listen(None)
 
@@ -153,9 +160,30 @@ class SliceEngine:
         if not self._model:
             raise StageError("load_failed", f"llama.cpp refused {path.name}: {'; '.join(self._reported.errors)}")
 
-    def _make_context(self) -> None:
+    def _make_tapped(self, out: str, into: str) -> None:
+        """A context with the cheapest tap that gives the right bits for this slice and library."""
+        callback = Tap(out.encode(), into.encode(), self._rows)
+        # Behind the tap lies nothing but the end of the graph, or a pass-through layer (which the callback leaves out).
+        if not into and out.endswith(f"-{api.llama_model_n_layer(self._model) - 1}"):
+            self._make_context(callback, min(self.options.context, _TRIAL_CELLS * self.options.lanes))
+            expected = self._probe()
+            self._free_context()
+            try:
+                self._make_context(KeptTap(out.encode(), self._rows, LANES_MAX))
+                if self._probe() == expected:
+                    return
+            except StageError as error:
+                if error.reason not in ("load_failed", "tap_missed"):
+                    raise
+            log.warning("activations are read through the callback: without it this library gives others")
+            self._free_context()
+        self._make_context(callback)
+        self._probe()
+
+    def _make_context(self, tap: Tap | KeptTap | None, cells: int = 0) -> None:
         options, parameters = self.options, api.llama_context_default_params()
-        parameters.n_ctx = options.context
+        self._tap = tap
+        parameters.n_ctx = cells or options.context
         parameters.n_batch = parameters.n_ubatch = options.chunk
         parameters.n_seq_max = options.lanes
         self._outputs_max = min(options.chunk, max(options.lanes, LOGIT_ROWS_MIN) if self.last else options.chunk)
@@ -170,7 +198,7 @@ class SliceEngine:
         parameters.abort_callback_data = self._abort.data
         parameters.no_perf = True
         if self._tap is not None:
-            parameters.cb_eval = self._tap.callback
+            self._tap.attach(parameters)
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise StageError("load_failed", f"llama.cpp made no context: {'; '.join(self._reported.errors)}")
@@ -178,15 +206,28 @@ class SliceEngine:
         if api.llama_n_seq_max(self._context) < options.lanes:
             raise StageError("load_failed", f"llama.cpp gave fewer lanes than {options.lanes}")
         mrope = api.llama_model_rope_type(self._model) in _MROPE_TYPES
-        by_tokens = (self.first and self.last) or (self._tap is not None and bool(self._tap.into))
+        by_tokens = (self.first and self.last) or (isinstance(self._tap, Tap) and bool(self._tap.into))
         source = 0 if by_tokens else self._rows.address
         self._batch = Batch(options.chunk, mrope and not by_tokens, not self.last, source)
         self._logits = LogitsView(self._outputs_max, self.vocabulary)
 
-    def _probe(self) -> None:
+    def _free_context(self) -> None:
+        if self._context:
+            api.llama_free(self._context)
+            self._context = self._memory = None
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+        # What was said of its buffers is over; the weights stay.
+        for kind in self._reported.bytes.keys() - {"model"}:
+            del self._reported.bytes[kind]
+
+    def _probe(self) -> bytes:
+        """What one row becomes. Errors: StageError where it cannot be computed, or is not finite."""
         activations = None if self.first else np.full((1, self.width), 0.01, np.float32)
-        self._finite(self.decode(Rows((0,), (0,), (True,), (0,) if self.first else None, activations)))
+        given = self._finite(self.decode(Rows((0,), (0,), (True,), (0,) if self.first else None, activations)))
         self.clear(0)
+        return given.tobytes()
 
     def decode(self, rows: Rows) -> NDArray[np.float32]:
         """Run n rows: activations (n, width), on the last stage logits (flagged rows, vocabulary).
@@ -196,15 +237,22 @@ class SliceEngine:
         """
         count = len(rows.positions)
         wanted = sum(rows.logits) if self.last else 0
-        self._check(rows, count, wanted)
-        self._batch.fill(rows.positions, rows.lanes, rows.logits)
-        self._feed(rows, count)
-        self._run(count, len(set(rows.lanes)))
+        self._prepare(rows, count, wanted)
+        self._run(rows.lanes)
         if not self.last:
             return self._rows.array[:count]
         if not wanted:
             return np.empty((0, self.vocabulary), np.float32)
         return self._finite(self._logits.rows(self._context, wanted))
+
+    def rehearse(self, rows: Rows) -> None:
+        """All that `decode` does with these rows before it enters native code: that is in the caches again then."""
+        self._prepare(rows, len(rows.positions), sum(rows.logits) if self.last else 0)
+
+    def _prepare(self, rows: Rows, count: int, wanted: int) -> None:
+        self._check(rows, count, wanted)
+        self._batch.fill(rows.positions, rows.lanes, rows.logits)
+        self._feed(rows, count)
 
     def _check(self, rows: Rows, count: int, wanted: int) -> None:
         lanes, tokens, activations = rows.lanes, rows.tokens, rows.activations
@@ -232,11 +280,10 @@ class SliceEngine:
         for row, token in enumerate(rows.tokens):
             self._batch.tokens[row] = token
 
-    def _run(self, count: int, lanes: int) -> None:
+    def _run(self, lanes: Sequence[int]) -> None:
         if self._tap is not None:
-            self._tap.begin((count, lanes), count)
+            self._tap.begin(lanes)
         result = self._batch.decode(self._context)
-        whole = self._tap is None or self._tap.end()
         if result == 1:
             raise StageError("no_kv_room", "no room in the KV cache for these rows")
         if result == 2:
@@ -244,7 +291,7 @@ class SliceEngine:
             raise StageError("aborted", "the decode was stopped")
         if result != 0:
             raise StageError("fatal", f"llama.cpp failed a decode ({result})")
-        if not whole:
+        if self._tap is not None and not self._tap.end(self._context):
             raise StageError("tap_missed", "the graph did not give its activations exactly once")
 
     def _finite(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -300,9 +347,7 @@ class SliceEngine:
 
     def close(self) -> None:
         """Free everything; twice is fine."""
-        if self._context:
-            api.llama_free(self._context)
-            self._context = self._memory = None
+        self._free_context()
         if self._model:
             api.llama_model_free(self._model)
             self._model = None

@@ -21,7 +21,9 @@ __all__ = [
     "AbortFlag",
     "LogTap",
     "api",
+    "graph_tensor",
     "listen",
+    "set_output",
     "start",
     "tensor_bytes",
     "tensor_get",
@@ -64,6 +66,8 @@ tensor_get = _bind(
 tensor_set = _bind(
     "ggml_backend_tensor_set", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None
 )
+graph_tensor = _bind("ggml_graph_get_tensor", [ctypes.c_void_p, ctypes.c_char_p], ctypes.c_void_p)
+set_output = _bind("ggml_set_output", [ctypes.c_void_p], None)
 
 
 class _TypeTraits(ctypes.Structure):

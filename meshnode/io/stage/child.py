@@ -21,6 +21,7 @@ from meshnode.io.stage.computing import Computing, Loaded
 from meshnode.io.stage.lease import StageLease
 from meshnode.io.stage.neighbours import Neighbours
 from meshnode.io.stage.wiring import Wiring
+from meshnode.io.stage.yielding import aside
 from meshnode.wire import stage_protocol as protocol
 from meshnode.wire.rowcodec import WIRE_DTYPES
 
@@ -182,7 +183,7 @@ class StageChild:
         self._loading = request.what
         self._cancelled.clear()
         self._control.send(protocol.Accepted(id=request.id))
-        self._computing.submit(lambda: self._load_now(request))
+        self._computing.submit(lambda: aside(lambda: self._load_now(request)))
 
     def _load_now(self, request: protocol.Load) -> None:
         began, told = monotonic(), 0.0

@@ -33,6 +33,8 @@ EXIT_STUCK: Final = 70
 ABORT_GRACE_S: Final = 5.0
 """llama.cpp looks at its abort flag between graph nodes; the largest node of a 512-row chunk takes below 2 s."""
 _LOOK_S = 0.25
+_IDLE_NS: Final = 1_000_000
+"""Of waiting for a frame: ten times a rehearsal, a fraction of any step of other stages."""
 _FROM_UPSTREAM = (Kind.ROWS, Kind.FAILED, Kind.HEARTBEAT)
 
 log = logging.getLogger(__name__)
@@ -126,6 +128,7 @@ class Computing:
     def _serve(self, loaded: Loaded, hops: Hops) -> None:
         gate, step, meter = _Gate(loaded, hops.fence), loaded.step, loaded.meter
         while True:
+            asked = perf_counter_ns()
             header, body = hops.reader.read(gate.check)
             if header.kind is Kind.HEARTBEAT:
                 continue
@@ -150,6 +153,10 @@ class Computing:
             meter.bytes_in += header.body_bytes
             meter.bytes_out += sum(map(len, buffers))
             meter.overhead_ns += perf_counter_ns() - began - (meter.compute_ns - computed)
+            if header.rows == 1 and began - asked > _IDLE_NS:
+                # One stream decodes, and the next row is as far away: the way in, which the weights have just flushed
+                # out of the caches, is walked once more for nothing. Where frames queue, nobody waits for that.
+                step.rehearse(decode(header, body))
 
     def abort(self) -> None:
         """End the running step, if any."""

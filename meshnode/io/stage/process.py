@@ -70,7 +70,7 @@ GRACE_S: Final = 3.0
 """From Shutdown to SIGKILL: within the 5 s in which a node leaves."""
 _OUTGOING = 16
 """Requests that may wait for a stage that does not read; a node asks one or two things at a time."""
-MODULE: Final = "meshnode.app.stage_main"
+MODULE: Final = "meshnode.app.stage_start"
 
 _Answer = TypeVar("_Answer", bound=Reply)
 

@@ -9,6 +9,7 @@ Invariant: exactly one frame goes out for each that comes in, and a failure leav
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from time import perf_counter_ns
 
 import numpy as np
@@ -18,7 +19,7 @@ from meshnode.errors import StageError
 from meshnode.io.stage.lanes import LaneTable, RowsRefused
 from meshnode.io.stage.meter import Meter
 from meshnode.io.stage.wiring import Engine
-from meshnode.wire.activation import FailedFrame, Failure, LaneSample, Rows, SampledFrame, encode
+from meshnode.wire.activation import FailedFrame, Failure, Frame, LaneSample, Rows, SampledFrame, encode
 from meshnode.wire.rowcodec import Dtype
 
 LOGIT_ROWS_MIN = 32
@@ -64,6 +65,13 @@ class Step:
             return self._failed(frame, error)
         self._table.commit(after)
         return buffers
+
+    def rehearse(self, frame: Frame) -> None:
+        """Walk the way of an answered frame up to the decode once more; nothing is computed, and no lane changes."""
+        if isinstance(frame, Rows):
+            # Rows that were refused are refused again.
+            with suppress(StageError):
+                self._engine.rehearse(frame)
 
     def _check_outputs(self, frame: Rows) -> None:
         wanted = sum(frame.logits)

@@ -31,6 +31,9 @@ class Engine(Protocol):
         Raises StageError; afterwards `next_position` tells what the lanes hold.
         """
 
+    def rehearse(self, rows: Rows, /) -> None:
+        """All of `decode` but the decoding. Raises StageError."""
+
     def trim(self, lane: int, position: int) -> bool:
         """Forget positions >= `position`; False where this model cannot."""
 

@@ -111,8 +111,10 @@ class FramedStream:
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Raw bytes, of a length that both sides know from a frame before."""
+        view = memoryview(data)
         async with self._sending:
-            await self._send(data)
+            for start in range(0, len(view), limits.BULK_WRITE):
+                await self._send(view[start : start + limits.BULK_WRITE])
 
     async def receive_frame(self) -> bytes:
         """The next frame. Cancelled, nothing is lost."""

@@ -35,6 +35,20 @@ def test_plain_and_every_number_of_stages_are_measured(report) -> None:
     assert [len(case.stage_internal_us) for case in report.cases] == [0, 1, 2]
 
 
+def test_every_start_of_a_round_is_a_sample_of_the_overhead_and_its_quartiles_stand_beside_it(report) -> None:
+    assert report.starts == 3 * report.rounds
+    low, high = report.stage_overhead_quartiles_us
+    assert low <= report.stage_overhead_us <= high
+    assert report.plain_spread >= 0
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.4])
+def test_a_machine_that_something_else_uses_is_named(report, spread) -> None:
+    text = io.StringIO()
+    print_split(msgspec.structs.replace(report, plain_spread=spread), Console(file=text, width=80))
+    assert ("something else used this machine" in " ".join(text.getvalue().split())) == (spread > 0.1)
+
+
 def test_the_table_fits_a_usual_terminal(report) -> None:
     text = io.StringIO()
     print_split(report, Console(file=text, width=80))

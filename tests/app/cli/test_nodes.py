@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from meshnode.app.admin import InviteIssued, InviteListings
+from meshnode.app.cli.nodes import _node
+from meshnode.app.config import Settings
+from meshnode.app.intent import Resume
 from meshnode.core.node.status import NodeStatus
 from meshnode.demo import MODEL
 from tests.app.cli.processes import Foreground, meshnode, node
@@ -24,6 +29,22 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Fo
     with node(data, "serve", str(MODEL), "--memory", "100MB", "--name", "desk") as running:
         assert "short by" in running.until("waiting")
         yield data, running
+
+
+def test_what_a_node_imported_is_not_walked_by_collections_while_it_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    frozen: list[int] = []
+
+    async def run_node(*_: object) -> None:
+        frozen.append(gc.get_freeze_count() - len(gc.get_objects()))
+
+    monkeypatch.setattr("meshnode.app.node.run_node", run_node)
+    try:
+        trio.run(_node, Resume(), Settings(tmp_path), trio.Event())
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 0
 
 
 def test_the_status_of_a_running_node_is_a_table_and_json(waiting: tuple[Path, Foreground]) -> None:

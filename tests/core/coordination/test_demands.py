@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import permutations
+from random import Random
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshnode.core.coordination import demands as module
 from meshnode.core.coordination.demands import (
     BODY_BYTES,
     REMEMBER_S,
@@ -81,7 +84,7 @@ def test_the_later_version_counts_and_then_the_higher_author() -> None:
     demands = merged([demand(version=2), demand(version=1, author=max(A, B))])
     assert demands.find("d1") == demand(version=2)
     higher = demand(version=2, author=max(A, B), context=512)
-    assert demands.offer(record(higher), higher)[0]
+    assert demands.offer(record(higher), higher).news
     assert demands.find("d1") == higher
 
 
@@ -103,10 +106,89 @@ def test_too_many_are_cut_the_same_way_in_any_order() -> None:
     assert first.find("x0000") is None, "the latest stay"
 
 
+def crowd(one: int, two: int, created: int = 0) -> list[Demand]:
+    """So many of A, which says that they are the oldest of all, and of B."""
+    greedy = [demand(f"a{number:04}", created=created) for number in range(one)]
+    return greedy + [demand(f"b{number:04}", author=B, created=5 + number) for number in range(two)]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "kept"),
+    [
+        (WANTED, 0, (WANTED, 0)),
+        (10 * WANTED, 1, (WANTED - 1, 1)),
+        (WANTED, WANTED // 2, (WANTED // 2, WANTED // 2)),
+        (WANTED, WANTED, (WANTED // 2, WANTED // 2)),
+        (3, WANTED, (3, WANTED - 3)),
+    ],
+)
+def test_one_member_cannot_take_the_room_of_others(one: int, two: int, kept: tuple[int, int]) -> None:
+    wanted = crowd(one, two)
+    for order in (wanted, wanted[::-1]):
+        demands = merged(order)
+        assert Counter(each.author for each in demands.wanted()) == Counter({A: kept[0], B: kept[1]})
+        assert demands.encode() == merged(wanted).encode()
+    oldest = {demand.created for demand in demands.wanted() if demand.author == B}
+    assert oldest == {5 + number for number in range(kept[1])}
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "room"),
+    [
+        (WANTED - 1, 0, (True, True)),
+        (WANTED, 0, (False, True)),
+        (WANTED, 1, (False, True)),
+        (WANTED // 2, WANTED // 2, (False, False)),
+        (WANTED - 3, 3, (False, True)),
+    ],
+)
+def test_who_asks_for_one_more_is_told_whether_it_would_stay(one: int, two: int, room: tuple[bool, bool]) -> None:
+    for author, expected in zip((A, B), room, strict=True):
+        demands = merged(crowd(one, two))
+        late = demand("late", author=author, created=10**6)
+        assert (demands.has_room(author), demands.offer(record(late), late).news) == (expected, expected)
+
+
+several = st.dictionaries(
+    st.sampled_from([f"d{number}" for number in range(12)]),
+    st.tuples(st.sampled_from((A, B, node_id_of(b"c"))), st.integers(0, 3)),
+    max_size=12,
+)
+
+
+@given(several, st.randoms(use_true_random=False), st.integers(0, 12))
+def test_more_than_there_is_room_for_is_cut_the_same_way_in_any_order_and_in_any_parts(
+    told: dict[str, tuple[NodeId, int]], random: Random, part: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WANTED", 4)
+        wanted = [demand(key, author=author, created=created) for key, (author, created) in told.items()]
+        expected = merged(wanted).encode()
+        random.shuffle(wanted)
+        assert merged([*wanted, *wanted[:part]]).encode() == expected
+        one, two = ([each.demand for each in merged(half).ordered] for half in (wanted[:part], wanted[part:]))
+        assert merged([*two, *one]).encode() == expected, "what is cut from a part is cut from the whole"
+
+
+@given(st.lists(some, max_size=8), st.lists(some, max_size=8))
+def test_two_that_tell_each_other_all_they_have_agree_also_where_there_is_no_room(
+    one: list[Demand], two: list[Demand]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WANTED", 2)
+        mine, theirs = merged(one), merged(two)
+        for _ in range(3):  # a removal that makes room may come behind what it makes room for
+            for here, there in ((mine, theirs), (theirs, mine)):
+                for known in there.ordered:
+                    here.offer(known.record, known.demand)
+        assert mine.encode() == theirs.encode()
+
+
 def test_what_is_not_held_is_no_news() -> None:
     demands = merged([demand(f"{number:04}", created=number) for number in range(WANTED)])
     late = demand("late", created=WANTED)
-    assert demands.offer(record(late), late) == (False, [])
+    assert demands.offer(record(late), late) == (False, [], [record(late)])
+    assert not demands.has_room(A)
 
 
 def test_a_restart_knows_everything_again_but_what_was_removed_a_month_ago() -> None:

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.core.coordination import ledger as module
-from meshnode.core.coordination.ledger import DEPLOYMENT_CHARACTERS, DEPLOYMENTS, LEASE_S, TERM_JUMP, Ledger, Word
+from meshnode.core.coordination.ledger import (
+    DEPLOYMENT_CHARACTERS,
+    DEPLOYMENTS,
+    LEASE_S,
+    RUNS_HELD,
+    RUNS_OF_ONE,
+    TERM_JUMP,
+    Ledger,
+    Word,
+)
 from meshnode.errors import ConfigError, PeerError, StaleFence
 from meshnode.identity.ids import NodeId
 from meshnode.io.disk.folder import SMALL_FILE
@@ -130,6 +139,17 @@ def test_runs_that_reserve_next_to_nothing_are_bounded_too(monkeypatch: pytest.M
     for run in range(3):
         answer(own, claim(size=1, run=run, deployment=f"d{run}"))
     assert refusal(own, claim(size=1, run=9, deployment="d9")) == "no_room"
+
+
+def test_one_coordinator_cannot_fill_the_runs_of_a_node_with_claims_of_a_byte() -> None:
+    own = ledger()
+    for run in range(RUNS_HELD):
+        told = answer(own, claim(size=1, run=run, deployment=f"d{run}"))
+        assert isinstance(told, Grant) == (run < RUNS_OF_ONE)
+    assert refusal(own, claim(size=1, run=99, deployment="d99")) == "too_many"
+    assert isinstance(answer(own, claim(size=1, term=2, run=98, deployment="d3")), Grant), "in its own run's place"
+    other = claim((B, C), coordinator=C, size=1, run=97, deployment="e")
+    assert isinstance(answer(own, other), Grant)
 
 
 def test_promised_deployments_are_bounded_and_known_ones_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,3 +435,20 @@ def test_memory_is_never_over_committed_and_no_term_goes_back(history: list[Clai
         assert all(own.promised[name] >= term for name, term in before.items())
         holders = {(run.claim.deployment, run.claim.coordinator) for run in own.held.values()}
         assert len(holders) == len({deployment for deployment, _ in holders}), "one coordinator for each deployment"
+
+
+def test_only_other_runs_count_as_a_change() -> None:
+    made = ledger()
+    changes = [made.changes]
+    made.claim(claim(term=1), 0.0, nobody)
+    changes.append(made.changes)
+    made.claim(claim(term=1), 0.0, nobody)
+    made.commit(A, fence(1))
+    assert made.changes == changes[-1]
+    made.claim(claim(term=2, run=2), 1.0, nobody)
+    changes.append(made.changes)
+    made.release(fence(1))
+    changes.append(made.changes)
+    made.release(fence(1))
+    assert made.changes == changes[-1]
+    assert len(set(changes)) == 4

@@ -38,6 +38,18 @@ def test_what_was_removed_leaves_no_trace(held: list[int], gone: list[int]) -> N
 
 
 @given(numbers, numbers)
+def test_a_root_that_was_asked_for_before_follows_what_comes_and_goes(held: list[int], gone: list[int]) -> None:
+    made = Digest()
+    for number in [*held, *gone]:
+        made.add(item(number))
+        made.root()
+    for number in gone:
+        made.remove(id_of(item(number)))
+        made.root()
+    assert made.root() == digest([number for number in held if number not in gone]).root()
+
+
+@given(numbers, numbers)
 def test_buckets_that_differ_hold_the_difference(one: list[int], two: list[int]) -> None:
     mine, theirs = digest(one), digest(two)
     differ = {bucket for bucket in range(GOSSIP_BUCKETS) if mine.hashes()[bucket] != theirs.hashes()[bucket]}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import msgspec
@@ -272,3 +273,22 @@ def test_an_author_whose_certificate_ended_is_dropped_while_the_node_runs(
     del mesh.nodes["b"]
     mesh.run(30)
     assert all(B not in mediator.roster.entries for mediator in mesh.nodes.values())
+
+
+def test_whatever_makes_others_expelled_counts_as_a_change() -> None:
+    made = known()
+    steps: list[Callable[[], object]] = [
+        lambda: made.offer(revocation(1, A)),
+        lambda: made.offer(revocation(1, OTHER, issuer=ROOT)),
+        lambda: made.expel(B, HashAuthor(B, "member", OTHER)),
+        lambda: made.readmit(B),
+    ]
+    for step in steps:
+        before, changes = [made.expelled(node) for node in (A, B)], made.changes
+        step()
+        assert ([made.expelled(node) for node in (A, B)] == before) or made.changes != changes
+    assert made.expelled(A)
+    changes = made.changes
+    made.readmit(B)
+    made.offer(revocation(1, A))
+    assert made.changes == changes

@@ -127,3 +127,27 @@ def test_a_full_roster_takes_no_more_authors_but_known_ones_again(monkeypatch: p
     assert made.authors[name_to_id("a")].role == "client"
     with pytest.raises(PeerError, match="full"):
         made.introduce(HashAuthority(name_to_id("fifth")).chain)
+
+
+def test_every_other_content_counts_as_a_change() -> None:
+    made = roster()
+    made.offer(record("a"), now=0.0)
+    made.offer(record("b"), now=TTL_S)
+    seen = [made.changes]
+
+    def noted(*, change: bool) -> None:
+        assert (made.changes != seen[-1]) is change
+        seen.append(made.changes)
+
+    made.offer(record("a"), now=0.0)
+    noted(change=False)
+    made.offer(record("a", sequence=2, left=True), now=0.0)
+    noted(change=True)
+    made.bury(name_to_id("b"))
+    noted(change=True)
+    assert made.expire(TTL_S) == [name_to_id("a")]
+    noted(change=True)
+    assert made.forget(TTL_S + FORGET_S) == [name_to_id("a")]
+    noted(change=True)
+    made.remove(name_to_id("b"))
+    noted(change=True)

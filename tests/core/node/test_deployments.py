@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from meshnode.core.coordination.orders import Ended
 from meshnode.core.coordination.run import State
-from meshnode.core.node.deployments import Deployment, Place
-from meshnode.core.planning import Inventory, NodeInventory, Plan, make_plan
+from meshnode.core.node.deployments import LOOK_S, SETTLE_S, Deployment, Exclusion, Place
+from meshnode.core.planning import Inventory, NodeInventory, Plan, Shortfall, make_plan
 from tests.core.coordination.claims import A, B, C
 from tests.core.planning.models import MB, RESERVE, demand, footprint
 
@@ -22,6 +23,12 @@ def machines(*excluded: str) -> Inventory:
 def plan_for(inventory: Inventory) -> Plan:
     found = make_plan(demand(author=A, context=256), footprint(), inventory)
     assert isinstance(found, Plan)
+    return found
+
+
+def shortfall_of(inventory: Inventory) -> Shortfall:
+    found = make_plan(demand(author=A, context=256), footprint(), inventory)
+    assert isinstance(found, Shortfall)
     return found
 
 
@@ -74,3 +81,62 @@ def test_a_run_that_shares_a_machine_with_the_present_one_comes_in_its_place() -
     assert {stage.node for stage in run.claim.stages} == {A, B}
     assert run.claim.releases == present.fence
     assert run.drain_first
+
+
+def test_a_machine_that_comes_while_a_shortfall_is_worked_out_is_planned_with_at_once() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    nobody = Inventory(())
+    assert wanted.due(0.0)
+    wanted.view(nobody, 0.0)
+    wanted.changed(0.1, ())
+    assert wanted.planned(wanted.serial, shortfall_of(nobody), draw, 0.2) is None
+    assert wanted.wake_at() == pytest.approx(0.2 + SETTLE_S)
+    assert wanted.due(1.0)
+    wanted.view(nobody, 1.0)
+    assert wanted.planned(wanted.serial, shortfall_of(nobody), draw, 1.1) is None
+    assert wanted.wake_at() is None, "nothing changed since, and nothing is asked again"
+
+
+def test_a_run_that_breaks_while_its_better_is_looked_for_is_followed_by_a_plan_in_its_own_memory() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    served_by_a(wanted)
+    assert wanted.current is not None
+    assert wanted.due(LOOK_S)
+    wanted.view(Inventory(()), LOOK_S)
+    wanted.current.state = State.BROKEN
+    wanted.ended(wanted.current, Ended(wanted.current.fence, "stage_lost", "its process ended"), draw, LOOK_S)
+    assert wanted.planned(wanted.serial, shortfall_of(Inventory(())), draw, LOOK_S) is None
+    assert wanted.due(LOOK_S + SETTLE_S)
+    assert wanted.place is Place.INSTEAD
+
+
+def test_what_came_to_nothing_is_not_asked_again_until_something_changed() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    small = Inventory((NodeInventory(A, "a", RESERVE),))
+    assert wanted.due(0.0)
+    assert not wanted.knows(wanted.view(small, 0.0), 0.0)
+    wanted.planned(wanted.serial, shortfall_of(small), draw, 0.1)
+    wanted.changed(1.0)
+    assert wanted.due(1.0 + SETTLE_S)
+    assert wanted.knows(wanted.view(small, 2.0), 2.0)
+    assert wanted.wake_at() is None
+    wanted.changed(3.0)
+    assert wanted.due(3.0 + SETTLE_S)
+    assert not wanted.knows(wanted.view(machines(), 4.0), 4.0)
+
+
+def test_both_ways_of_asking_are_remembered_while_a_node_that_failed_is_left_out() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 0.0)
+    wanted.excluded[A] = Exclusion(600.0, "failed")
+    small = Inventory((NodeInventory(A, "a", RESERVE),))
+    for _ in ("without it", "with it"):
+        assert wanted.due(0.0)
+        assert not wanted.knows(wanted.view(small, 0.0), 0.0)
+        wanted.planned(wanted.serial, shortfall_of(small), draw, 0.0)
+    wanted.changed(1.0)
+    for _ in ("without it", "with it"):
+        assert wanted.due(2.0)
+        assert wanted.knows(wanted.view(small, 2.0), 2.0)
+    assert wanted.wake_at() == 600.0
+    assert wanted.due(600.0)
+    assert wanted.knows(wanted.view(small, 600.0), 600.0), "it failed once, was asked with then, and counts again now"

@@ -259,6 +259,9 @@ def test_after_a_failure_and_a_shortfall_a_change_of_the_members_makes_a_plan(me
     before = len(mesh.effects("a", do.MakePlan))
     mesh.hand("c", on.AddressesChanged(("c:2",)))
     mesh.run(3)
+    assert len(mesh.effects("a", do.MakePlan)) == before, "that changes nothing that a plan is made of"
+    mesh.hand("c", on.CacheChanged({deployment.footprint.manifest_digest: ((0, 1),)}))
+    mesh.run(3)
     assert len(mesh.effects("a", do.MakePlan)) > before
 
 

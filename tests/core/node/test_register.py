@@ -7,6 +7,7 @@ import hashlib
 import msgspec
 import pytest
 
+from meshnode.core.coordination import demands
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.identity.domains import Domain
@@ -20,7 +21,8 @@ def record(author: str, *, role: str = "member", **more: object) -> DemandRecord
     """As `author` would sign it."""
     authority = HashAuthority(name_to_id(author), role)
     model = footprint()
-    wanted = Demand(DeploymentId("d9"), 1, authority.node, model.manifest_digest, model.name, **more)
+    said = {"deployment": DeploymentId("d9"), "version": 1, **more}
+    wanted = Demand(author=authority.node, manifest_digest=model.manifest_digest, model=model.name, **said)
     raw = msgspec.msgpack.encode(wanted)
     return DemandRecord(authority.node, authority.chain, raw, authority.sign(Domain.DEMAND, raw))
 
@@ -60,6 +62,21 @@ def test_a_demand_of_a_revoked_author_is_dropped(world: World) -> None:
     world.hand("a", on.Revoked(revocation(1, name_to_id("thief"))))
     says(world, record("thief"))
     assert not knows(world)
+
+
+def test_what_came_before_there_was_room_for_it_is_asked_for_when_there_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demands, "WANTED", 1)
+    first, late = record("a", deployment="d1"), record("b", created=5)
+    gone = record("a", deployment="d1", version=2, removed=True)
+    for name, told in (("a", (first, late)), ("b", (gone, late))):
+        for each in told:
+            world.hand(name, on.Received(name_to_id("b" if name == "a" else "a"), each))
+    assert not knows(world)
+    world.run(12)
+    assert [each.deployment for each in world.nodes["a"].register.demands.wanted()] == ["d9"]
+    assert knows(world)
 
 
 def test_what_a_revoked_author_said_before_is_said_again_by_one_of_the_others(world: World) -> None:

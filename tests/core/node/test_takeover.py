@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from meshnode.core.coordination.run import State
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
+from meshnode.core.node.participant import SILENT_S
 from meshnode.core.node.successor import RANK_S
-from meshnode.wire.messages import Prepare
+from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.messages import Prepare, Refuse
 from tests.core.node.mesh import World, footprint, name_to_id
 
 NODES = ("a", "b", "c")
@@ -171,3 +174,51 @@ def test_who_gives_a_demand_up_says_so_at_once() -> None:
     world.hand("a", on.TimePassed())
     world.run(1.5)
     assert not world.nodes["b"].roster.entries[name_to_id("a")].body.coordinates
+
+
+def test_where_layers_are_on_machines_that_are_away_the_status_says_which_one_to_switch_on(world: World) -> None:
+    world.crash("a")
+    world.run(12)
+    assert len(serving(world)) == 1
+    (last,) = serving(world)
+    other = "b" if last == "c" else "c"
+    world.crash(other)
+    world.run(40)
+    (shown,) = world.status(last).deployments
+    assert f"Switch on {other}, which has all of them" in shown.note
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_where_nothing_of_a_model_is_on_the_machines_that_are_there_the_status_names_who_has_it(
+    says_goodbye: bool,
+) -> None:
+    world = World()
+    for name, memory in (("a", 2000), ("b", 50)):
+        world.add(name, memory)
+    world.meet("a", "b")
+    world.run(2)
+    world.serve("a")
+    world.run(4)
+    assert serving(world) == ["a"]
+    if says_goodbye:
+        world.hand("a", on.Stopping())
+        world.run(1)
+    world.crash("a")
+    world.run(40)
+    (shown,) = world.status("b").deployments
+    assert shown.state == "waiting"
+    assert shown.note == "nothing of it is on the machines that are here: switch on a"
+
+
+def test_who_did_not_run_for_a_while_takes_no_holder_for_silent_whose_words_it_has_yet_to_read(world: World) -> None:
+    frozen = world.nodes.pop("c")
+    world.run(SILENT_S + 1)
+    world.nodes["c"] = frozen
+    (run,) = frozen.ledger.held.values()
+    later = Fence(Term(run.claim.fence.term + 1), RunId("b" * 16))
+    claim = msgspec.structs.replace(run.claim, fence=later, coordinator=world.nodes["b"].node, releases=run.claim.fence)
+    world.log.clear()
+    world.hand("c", on.Received(world.nodes["b"].node, claim))
+    assert [each.reason for each in world.sent(Refuse) if isinstance(each, Refuse)] == ["held"]
+    world.run(1)
+    assert serving(world) == ["a"]

@@ -151,3 +151,23 @@ def test_r61_the_round_trip_to_each_participant_is_told():
     found = make_plan(demand(context=512), footprint(), Inventory(nodes, links))
     assert [item.rtt_us for item in found.participants] == [0, 2400]
     assert "2.4 ms away" in found.lines()[2]
+
+
+def test_machines_that_are_away_and_said_before_that_they_have_missing_layers_are_named():
+    here, some, most, stranger = inventory(900 * MB, 900 * MB, 900 * MB, 900 * MB).nodes
+    layers = {"d" * 64: tuple(f"layer.{index}" for index in (1, 2, 3))}
+    few = {"d" * 64: ("layer.3", "layer.7"), "e" * 64: ("layer.0",)}
+    nodes = (
+        msgspec.structs.replace(here, cached={"d" * 64: tuple(f"layer.{index}" for index in (0, 4, 5, 6, 7))}),
+        msgspec.structs.replace(some, cached=few, excluded="unreachable"),
+        msgspec.structs.replace(most, cached=layers, excluded="left"),
+        msgspec.structs.replace(stranger, cached={"e" * 64: ("layer.1",)}, excluded="unreachable"),
+    )
+    found = make_plan(demand(author="z"), footprint(), Inventory(nodes))
+    assert (found.reason, found.detail) == ("artifacts", "1-3")
+    assert found.advice == (
+        "Switch on C, which has all of them; or B, which has 3; or `meshnode serve` the same file on another."
+    )
+    assert make_plan(demand(author="z"), footprint(), Inventory(nodes[::-1])) == found
+    owner = make_plan(demand(author="d"), footprint(), Inventory(nodes))
+    assert owner.advice.startswith("Switch on C, which has all of them; or D, which has all of them"), "it has the file"

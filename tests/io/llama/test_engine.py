@@ -182,6 +182,22 @@ def test_a_recurrent_slice_takes_one_lane_a_microbatch_and_whole_lanes_only(tmp_
     engine.close()
 
 
+def test_a_rehearsal_computes_nothing_and_changes_nothing(model, whole, tmp_path):
+    chain = Chain(model, tmp_path, [0, 4, 8])
+    for position, token in enumerate((5, 6, 7)):
+        expected = whole.decode(rows([position], [0], [True], [token])).copy()
+        row = rows([position], [0], [True], [token])
+        onward = chain.stages[0].decode(row).copy()
+        activations = rows([position], [0], [True], activations=onward)
+        assert np.array_equal(chain.stages[1].decode(activations), expected)
+        chain.stages[0].rehearse(row)
+        chain.stages[1].rehearse(activations)
+        assert [stage.next_position(0) for stage in chain.stages] == [position + 1] * 2
+    with pytest.raises(StageError):
+        chain.stages[0].rehearse(rows([3], [0], [True], [512]))
+    chain.close()
+
+
 def test_a_tap_that_the_graph_never_computes_fails_the_load(model, tmp_path):
     path = cut(model, tmp_path, [0, 4, 8])[0]
     path.write_bytes(path.read_bytes().replace(b"l_out-3", b"l_out-9"))

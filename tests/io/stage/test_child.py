@@ -4,8 +4,10 @@ import contextlib
 import os
 import signal
 import ssl
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +17,7 @@ from meshnode.errors import StageError, StageLost
 from meshnode.identity.certificates import head_name, stage_name
 from meshnode.identity.ids import NodeId
 from meshnode.io.stage.computing import EXIT_STUCK
+from meshnode.io.stage.process import MODULE
 from meshnode.io.transport.tls import stage_context
 from meshnode.wire.activation import (
     HEADER_BYTES,
@@ -83,11 +86,24 @@ async def test_a_prompt_and_its_continuation_are_answered_in_order(mesh):
 @pytest.mark.native
 async def test_a_real_model_gives_the_same_tokens_in_any_lane(mesh, tmp_path):
     path = build(tmp_path / "tiny.gguf", layers=2)
-    async with serving(mesh, module="meshnode.app.stage_main", path=path) as (stage, head, back):
+    async with serving(mesh, module=MODULE, path=path) as (stage, head, back):
         for number, lane in enumerate((0, 3), start=1):
             await head.send(prompt(mesh.fence, number, [4, 5, 6], lane=lane))
         tokens = [(await back.read()).samples[0].token for _ in range(2)]
         assert tokens[0] == tokens[1]
+        assert await stage.shutdown() == 0
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are known on Linux only")
+async def test_what_computes_has_the_usual_priority_although_the_load_gave_way(mesh, tmp_path):
+    path = build(tmp_path / "tiny.gguf", layers=2)
+    async with serving(mesh, module=MODULE, path=path, threads=2) as (stage, head, back):
+        await head.send(prompt(mesh.fence, 1, [4, 5, 6]))
+        await back.read()
+        threads = [each.id for each in psutil.Process(stage.pid).threads()]
+        assert len(threads) > 3
+        assert {os.getpriority(os.PRIO_PROCESS, each) for each in threads} == {os.getpriority(os.PRIO_PROCESS, 0)}
         assert await stage.shutdown() == 0
 
 

@@ -41,6 +41,11 @@ class Doubler(Positions):
         with np.errstate(over="ignore"):
             return rows.activations * 2
 
+    def rehearse(self, rows):
+        self.rehearsed = rows
+        if self.error:
+            raise self.error
+
 
 class FirstLogit:
     """Draws its one logit, to see which row it was given."""
@@ -134,3 +139,16 @@ def test_costs_are_kept_by_the_number_of_rows():
     assert meter.statistics(5, 7).cost_us == {1: 1100, 4: 9000}
     assert (meter.statistics(5, 7).id, meter.statistics(5, 7).cells_used) == (5, 7)
     assert (meter.microbatches, meter.rows, meter.compute_ns) == (3, 6, 12_000_000)
+
+
+def test_a_rehearsal_changes_no_lane_and_refuses_in_silence_what_was_refused():
+    bench = Bench()
+    frame = rows_of((0, 0))
+    bench.answer(frame)
+    held = list(bench.table.next_position)
+    bench.step.rehearse(frame)
+    assert bench.engine.rehearsed is frame
+    bench.engine.error = StageError("bad_rows", "a token outside the vocabulary")
+    bench.step.rehearse(frame)
+    bench.step.rehearse(FailedFrame(FENCE, 2, Failure(0, "non_finite", "", (0,), ())))
+    assert bench.table.next_position == held

@@ -56,6 +56,24 @@ async def test_raw_bytes_follow_frames_in_any_mixture() -> None:
         assert b"".join(received) == body
 
 
+async def test_a_chunk_of_an_artifact_is_encrypted_in_pieces_between_which_others_get_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    async with pair() as (here, there), trio.open_nursery() as nursery:
+        encrypt = here._tls.send_all
+
+        async def watched(data: memoryview) -> None:
+            sizes.append(len(data))
+            await encrypt(data)
+
+        monkeypatch.setattr(here._tls, "send_all", watched)
+        nursery.start_soon(here.send_bytes, bytes(limits.BULK_FRAME + 1))
+        assert len(await there.receive_bytes(limits.BULK_FRAME)) == limits.BULK_FRAME
+        assert len(await there.receive_bytes(1)) == 1
+    assert sizes == [limits.BULK_WRITE] * (limits.BULK_FRAME // limits.BULK_WRITE) + [1]
+
+
 async def test_frames_of_many_senders_stay_whole() -> None:
     frames = [bytes([number]) * 20_000 for number in range(8)]
     async with pair() as (here, there), trio.open_nursery() as nursery:
