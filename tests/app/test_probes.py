@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.app.bench import rig
-from meshnode.app.bench.rig import RigOptions, slice_model
+from meshnode.app.bench.rig import RigOptions, open_sliced, slice_model
 from meshnode.app.probes import Probes
 from meshnode.core.serving.prefixes import Reuse
 from meshnode.core.serving.request import Generation, Sampled
@@ -126,12 +125,12 @@ async def test_real_stages_in_other_cuts_agree_and_one_with_the_wrong_layers_doe
         folder.mkdir()
         sliced.append(slice_model(MODEL, options, folder))
     for options, right in ((whole, sliced[0]), (cut, sliced[1])):
-        async with rig._run(right, options, rig.Surroundings()) as made:
+        async with open_sliced(right, options) as made:
             assert await probes.ask(made.pipeline, CLAIM, words) is Reuse.ANY
     # Layers 2 to 5 where 3 to 6 belong.
     slices = (sliced[1].slices[0], sliced[2].slices[1], sliced[1].slices[2])
     wrong = dataclasses.replace(sliced[1], slices=slices)
-    async with rig._run(wrong, cut, rig.Surroundings()) as made:
+    async with open_sliced(wrong, cut) as made:
         with pytest.raises(StageError, match="most likely tokens") as refused:
             await probes.ask(made.pipeline, CLAIM, words)
     assert refused.value.reason == "probe_failed"
