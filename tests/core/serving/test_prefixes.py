@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshnode.core.serving.prefixes import WORTH, Kept, Prefixes, Reuse, Seat, shared
 from meshnode.core.serving.room import Room
+from meshnode.errors import TimedOut
 from meshnode.wire.activation import AnyOperation, Close, Copy, Open, Trim
 from tests.core.serving.head import Head
 from tests.core.serving.stages import answer
@@ -104,6 +105,22 @@ def test_the_lane_that_was_not_used_for_longest_goes_first() -> None:
     lanes = [leave(held, [number] * 10) for number in range(3)]
     assert held.seat([0] * 12, "", 20) == Seat(lanes[0], 10)
     assert held.seat([9] * 12, "", 20) == Seat(lanes[1], 0, (Close(lanes[1]),))
+
+
+def test_a_lane_whose_beginning_was_copied_was_used() -> None:
+    held, _ = prefixes(context=400)
+    lanes = [leave(held, [*SYSTEM, 1]), leave(held, [7] * 10)]
+    held.seat([*SYSTEM, 2], "", 40)
+    assert held.seat([9] * 12, "", 20).operations == (Close(lanes[1]),)
+
+
+@pytest.mark.parametrize(("cells", "dropped"), [(54, 0), (55, 1)])
+def test_another_lane_is_dropped_only_when_its_cells_are_needed(cells, dropped) -> None:
+    held, room = prefixes(context=64)
+    lane, other = leave(held, SYSTEM), leave(held, [7] * 10)
+    seat = held.seat([*SYSTEM, 1], "", cells)
+    assert seat == Seat(lane, 30, (Close(other),) * dropped)
+    assert room.free_cells + held.cells == 64 - cells
 
 
 def test_too_little_is_not_kept() -> None:
@@ -300,13 +317,46 @@ def test_an_answer_grows_into_cells_of_ended_requests_before_anybody_is_paused()
     assert head.scheduler.statistics().pauses == 0
 
 
+def test_what_a_request_of_another_owner_computes_right_now_is_not_copied() -> None:
+    head = Head()
+    head.submit("busy", range(1, 41), 50, owner="one")
+    head.steps(8)
+    head.submit("other", range(1, 41), owner="two")
+    head.submit("same", range(1, 41), owner="one")
+    head.run()
+    assert (head.cached["other"], head.cached["same"]) == (0, 39)
+
+
+def test_a_request_that_ends_before_its_first_frame_leaves_nothing_uncounted() -> None:
+    head = Head(lanes=2)
+    head.submit("first", range(1, 41), owner="")
+    head.run()
+    head.submit("late", (*range(1, 31), 7), owner="")
+    head.take(head.scheduler.expire(1e6))
+    assert isinstance(head.ends["late"], TimedOut)
+    head.scheduler.limit_reuse(Reuse.NONE)
+    head.run()
+    assert head.stages.lanes == {}
+
+
+def test_a_request_that_was_paused_begins_with_what_another_left_and_tells_only_of_its_prompt() -> None:
+    head = Head(context=700)
+    head.submit("old", range(10), max_tokens=380, owner="")
+    head.submit("young", range(5), max_tokens=600, owner="")
+    head.run()
+    assert head.scheduler.statistics().pauses == 1
+    assert head.stages.opens[-1].keep == 5
+    assert head.tokens == {"old": answer(tuple(range(10)), 380), "young": answer(tuple(range(5)), 600)}
+    assert head.cached == {"old": 0, "young": 0}, "its first token came before"
+
+
 def test_clients_that_come_and_go_in_one_turn_make_no_frame_too_large() -> None:
     head = Head(lanes=4, context=4000)
     head.submit("first", range(1, 41), owner="")
     head.run()
     for number in range(200):
         head.submit(f"r{number}", (*range(1, 31), number), owner="")
-        head.scheduler.cancel(f"r{number}", 0)
+        head.take(head.scheduler.expire(1e6))
     head.submit("last", range(1, 60), owner="")
     head.run()
     assert head.tokens["last"] == answer(tuple(range(1, 60)), 4)
