@@ -36,6 +36,8 @@ class Kept(NamedTuple):
     lane: int
     ids: list[int]
     owner: str
+    exact: int = 0
+    """Of these: computed in the chunks in which any prompt that begins with them is computed."""
 
 
 class Seat(NamedTuple):
@@ -44,6 +46,8 @@ class Seat(NamedTuple):
     lane: int
     rows: int = 0
     operations: tuple[AnyOperation, ...] = ()
+    exact: int = 0
+    """Of these rows, as of `Kept`."""
 
 
 class Prefixes:
@@ -88,33 +92,36 @@ class Prefixes:
         """Free every kept lane."""
         return tuple(operation for lane in list(self._kept) for operation in self.drop(lane))
 
-    def seat(self, ids: list[int], owner: str | None, cells: int, live: Iterable[Kept] = ()) -> Seat:
+    def seat(self, ids: list[int], owner: str | None, cells: int, live: Iterable[Kept] = (), grain: int = 0) -> Seat:
         """Reserve `cells` on a lane for a request that begins with `ids`; None as owner: it begins with nothing.
 
-        `live`: lanes with requests of the same owner and what of them is answered. The caller looked: with all kept
-        lanes dropped there would be a lane and the cells.
+        `live`: lanes with requests of the same owner and what of them is answered. `grain`: it begins with exact rows
+        only, so many or a multiple. The caller looked: with all kept lanes dropped there would be a lane and the cells.
         """
-        source, rows = (NOWHERE, 0) if owner is None else self._longest(ids, owner, live)
+        source, rows, exact = (NOWHERE, 0, 0) if owner is None else self._longest(ids, owner, live, grain)
         if source in self._kept and self._takes(source, rows, cells):
-            return self._take(source, rows, cells)
+            return self._take(source, rows, cells)._replace(exact=exact)
         if source in self._kept:
             self._kept[source] = self._kept.pop(source)  # used now
         operations = () if self._room.free_lanes else self._drop_oldest_but(source)
         while self._room.free_cells < cells:
             operations += self._drop_oldest_but(source)
         lane = self._room.take(cells)
-        return Seat(lane, rows, (*operations, Copy(source, lane, rows)) if rows else operations)
+        return Seat(lane, rows, (*operations, Copy(source, lane, rows)) if rows else operations, exact)
 
-    def _longest(self, ids: list[int], owner: str, live: Iterable[Kept]) -> tuple[int, int]:
-        """The lane with the most rows for `ids`, and how many; of equals the one used last, kept before live."""
-        best, most = NOWHERE, WORTH - 1
+    def _longest(self, ids: list[int], owner: str, live: Iterable[Kept], grain: int) -> tuple[int, int, int]:
+        """The lane with the most rows for `ids`, how many, and how many exact; of equals the one used last, kept before
+        live."""
+        best, most, exact = NOWHERE, WORTH - 1, 0
         candidates = [kept for kept in self._kept.values() if kept.owner == owner]
         for kept in (*reversed(candidates), *(live if self.reuse is Reuse.ANY else ())):
             rows = min(shared(kept.ids, ids), len(ids) - 1)
+            if grain:
+                rows = min(rows, kept.exact) // grain * grain
             whole = rows == len(kept.ids)
             if rows > most and (whole or self.reuse is Reuse.ANY):
-                best, most = kept.lane, rows
-        return (best, most) if best != NOWHERE else (NOWHERE, 0)
+                best, most, exact = kept.lane, rows, min(kept.exact, rows)
+        return (best, most, exact) if best != NOWHERE else (NOWHERE, 0, 0)
 
     def _takes(self, source: int, rows: int, cells: int) -> bool:
         """Whether to cut the kept lane `source` rather than copy its beginning and leave it."""

@@ -23,6 +23,8 @@ class Generation(msgspec.Struct, frozen=True):
     owner: str | None = None
     """Whose rows it may begin with, where a lane still holds them, and whose those are that it leaves. None: every row
     is computed, and none is left."""
+    repeatable: bool = False
+    """It begins only with rows of which a run without any would have the same bits: whole chunks of prompts."""
 
 
 class Alternative(msgspec.Struct, frozen=True):

@@ -242,11 +242,13 @@ class Scheduler:
                 del waiting[sequence.request.id]
                 self._seatings += 1
                 owner = None if sequence.fresh else sequence.request.owner
-                seat = self._prefixes.seat(sequence.ids, owner, cells, self._live(owner))
+                grain = self._options.chunk if sequence.request.repeatable else 0
+                seat = self._prefixes.seat(sequence.ids, owner, cells, self._live(owner), grain)
                 self._in_flight.operate(seat.operations)
                 sequence.lane, sequence.reserved = seat.lane, cells
                 sequence.seating, sequence.phase, sequence.since = self._seatings, Phase.SEATED, now
                 sequence.opened, sequence.sent, sequence.cached = False, seat.rows, seat.rows
+                sequence.begun, sequence.exact, sequence.prefilled = seat.rows, seat.exact, len(sequence.ids)
                 self._seated[sequence.lane] = sequence
 
     def _live(self, owner: str | None) -> list[Kept]:
@@ -255,14 +257,19 @@ class Scheduler:
             return []
         answered = self._in_flight.answered_rows()
         same = (s for s in self._seated.values() if s.request.owner == owner)
-        return [Kept(s.lane, s.ids[: answered.get(s.seating, s.sent)], owner) for s in same]
+        return [self._held(s, answered.get(s.seating, s.sent), owner) for s in same]
+
+    def _held(self, sequence: Sequence, rows: int, owner: str) -> Kept:
+        chunk = sequence.request.chunk or self._options.chunk
+        exact = sequence.exact_rows(rows, chunk) if chunk == self._options.chunk else 0
+        return Kept(sequence.lane, sequence.ids[:rows], owner, exact)
 
     def _unseat(self, sequence: Sequence, *, keep: bool = False) -> None:
         lane, owner = sequence.lane, sequence.request.owner
         del self._seated[lane]
         if keep and owner is not None and sequence.sent:
-            ids = sequence.ids[: self._in_flight.answered_rows().get(sequence.seating, sequence.sent)]
-            self._in_flight.operate(self._prefixes.keep(Kept(lane, ids, owner), sequence.sent))
+            rows = self._in_flight.answered_rows().get(sequence.seating, sequence.sent)
+            self._in_flight.operate(self._prefixes.keep(self._held(sequence, rows, owner), sequence.sent))
         else:
             self._room.give_back(lane)
             if sequence.opened or sequence.sent:

@@ -50,6 +50,12 @@ class Sequence:
     """Order number of the last prefill chunk: chunks of several prompts take turns."""
     cached: int = 0
     """Rows that its lane held when it was seated last."""
+    begun: int = 0
+    """Rows that its lane held when it was seated last; `cached` is 0 once that was told."""
+    exact: int = 0
+    """Of these: with the bits that computing them would give (`prefixes.Kept`)."""
+    prefilled: int = 0
+    """Length of `ids` when it was seated last: what is worked off in chunks."""
     fresh: bool = False
     """Whether it must compute every row: what it began with was not what a stage held."""
     retries: int = 0
@@ -62,6 +68,12 @@ class Sequence:
     def generated(self) -> int:
         """Tokens accepted so far; the sampler's counter."""
         return len(self.ids) - len(self.request.prompt)
+
+    def exact_rows(self, held: int, chunk: int) -> int:
+        """Of the first `held` positions: those in whole chunks, as any prompt that begins with them has them."""
+        if self.begun == self.exact and not self.begun % chunk:
+            return min(held, self.prefilled) // chunk * chunk
+        return min(held, self.exact) // chunk * chunk
 
     @property
     def pending(self) -> int:

@@ -81,6 +81,8 @@ class Job(msgspec.Struct, frozen=True):
     reuse: bool = True
     """Whether a prompt may begin with what the same owner's requests left, and leave itself. False: every row of it is
     computed."""
+    repeatable: bool = False
+    """Whether it begins only with what changes no bit of the answer."""
 
 
 class Answer(Response):
@@ -123,7 +125,8 @@ class Answer(Response):
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
         timing = Timing(self._meter, self._began)
-        generation = msgspec.structs.replace(generation, owner=self._owner)
+        repeatable = self._job.repeatable
+        generation = msgspec.structs.replace(generation, owner=self._owner, repeatable=repeatable)
         try:
             async with self._limiter, self._model.generate(generation) as tokens:
                 async for sampled in tokens:

@@ -53,6 +53,7 @@ class GenerationRoutes:
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
             reuse=asked.cache_prompt is not False,
+            repeatable=asked.seed not in (None, -1),
             reading=_with_thoughts(reading, asked, model.vocabulary, text),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
@@ -78,6 +79,7 @@ class GenerationRoutes:
             stream=bool(asked.stream),
             prompt_tokens=sum(map(len, prompts)),
             reuse=asked.cache_prompt is not False,
+            repeatable=asked.seed not in (None, -1),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 

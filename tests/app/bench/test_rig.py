@@ -187,3 +187,22 @@ async def test_recurrent_state_is_continued_and_never_cut(tmp_path, stages) -> N
         warm = [await asked(rig, prompt, "") for prompt in prompts]
     assert [tokens for tokens, _ in warm] == [tokens for tokens, _ in cold]
     assert [cached for _, cached in warm] == [0, len(PROMPT) + 15, 0]
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+async def test_who_asks_for_repeatable_answers_gets_the_bits_of_a_run_without_reuse(stages) -> None:
+    sampling = Sampling(temperature=1.5, seed=11, top_logprobs=3)
+    async with open_rig(MODEL, RigOptions(stages=stages, run=F32)) as rig:
+
+        async def drawn(prompt, owner):
+            request = rig.request(prompt, 12, sampling)
+            asked = msgspec.structs.replace(request, owner=owner, repeatable=True)
+            async with rig.pipeline.generate(asked) as stream:
+                first, *rest = [sampled async for sampled in stream]
+            return [msgspec.structs.replace(first, cached=0), *rest], first.cached
+
+        prompts = [PROMPT, PROMPT, (*PROMPT[:40], 9, 9, 9)]
+        cold = [await drawn(prompt, None) for prompt in prompts]
+        warm = [await drawn(prompt, "") for prompt in prompts]
+    assert [sampled for sampled, _ in warm] == [sampled for sampled, _ in cold]
+    assert [cached for _, cached in warm] == [0, 32, 32]

@@ -23,8 +23,8 @@ class Head:
         self.ends: dict[str, str | Exception] = {}
         self.now = 0.0
 
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), owner=owner)
+    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, repeatable=False, **sampling) -> None:
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), owner=owner, repeatable=repeatable)
         self.scheduler.submit(request, self.now)
         self.tokens[name] = []
 

@@ -350,6 +350,26 @@ def test_a_request_that_was_paused_begins_with_what_another_left_and_tells_only_
     assert head.cached == {"old": 0, "young": 0}, "its first token came before"
 
 
+def test_what_is_to_be_repeatable_begins_with_whole_chunks_of_prompts_only() -> None:
+    prompt = tuple(range(1, 36))
+    head = Head(lanes=2)
+    head.submit("first", prompt, 10, owner="")
+    head.run()
+    said = (*prompt, *head.tokens["first"], 1, 2, 3)
+    head.submit("exact", said, owner="", repeatable=True)
+    head.run()
+    assert head.cached["exact"] == 32, "four chunks of eight; the rest of the prompt shared its chunk with nothing"
+    head.submit("again", said, owner="", repeatable=True)
+    head.run()
+    assert head.cached["again"] == 40, "the second one computed its own in the same chunks"
+    head.submit("usual", (*prompt[:30], 1, *range(50)), owner="")
+    head.run()
+    assert head.cached["usual"] == 30
+    head.submit("behind it", (*prompt[:30], 1, *range(60)), owner="", repeatable=True)
+    head.run()
+    assert head.cached["behind it"] == 24, "what follows a beginning that was cut lies in other chunks"
+
+
 def test_clients_that_come_and_go_in_one_turn_make_no_frame_too_large() -> None:
     head = Head(lanes=4, context=4000)
     head.submit("first", range(1, 41), owner="")

@@ -84,6 +84,14 @@ async def test_a_client_may_have_every_row_of_its_prompt_computed_and_none_kept(
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == (0 if owner is None else 5)
 
 
+@pytest.mark.parametrize(("seed", "repeatable"), [(None, False), (-1, False), (0, True), (7, True)])
+async def test_who_gives_a_seed_gets_the_same_bits_again(seed: int | None, repeatable: bool) -> None:
+    model = ByteModel()
+    await chat(model, seed=seed)
+    await complete(model, prompt="hi", seed=seed)
+    assert [request.repeatable for request in model.seen] == [repeatable] * 2
+
+
 async def test_sampling_fields_reach_the_head() -> None:
     model = ByteModel()
     await chat(
