@@ -166,14 +166,21 @@ class Lanes(RuleBasedStateMachine):
         rest=st.lists(st.integers(0, 1), min_size=1, max_size=40),
         more=st.integers(1, 10),
         sent=st.integers(0, 60),
+        grain=st.sampled_from([0, 0, 6]),
     )
-    def request(self, owner, begins, rest, more, sent) -> None:
+    def request(self, owner, begins, rest, more, sent, grain) -> None:
         ids = SYSTEM[:begins] + rest
         cells = len(ids) + more
         if self.free < cells or not (self.room.free_lanes or len(self.prefixes)):
             return
-        live = [Kept(lane, held[:known], "") for lane, (who, held, known, _) in self.busy.items() if who == owner]
-        seat = self.prefixes.seat(ids, owner, cells, live)
+        live = [
+            Kept(lane, held[:known], "", known // 2)
+            for lane, (who, held, known, _) in self.busy.items()
+            if who == owner
+        ]
+        seat = self.prefixes.seat(ids, owner, cells, live, grain)
+        assert seat.exact <= seat.rows
+        assert not grain or (seat.rows % grain == 0 and seat.exact == seat.rows)
         self.do(seat.operations)
         assert seat.lane not in self.busy
         holds = self.stage.setdefault(seat.lane, [])
@@ -194,7 +201,8 @@ class Lanes(RuleBasedStateMachine):
             self.room.give_back(lane)
             self.do((Close(lane),))
         else:
-            self.do(self.prefixes.keep(Kept(lane, ids[: max(known, min(answered, sent))], owner), sent))
+            rows = max(known, min(answered, sent))
+            self.do(self.prefixes.keep(Kept(lane, ids[:rows], owner, rows // 2), sent))
 
     @precondition(lambda self: self.busy)
     @rule(which=st.integers(0, LANES))
