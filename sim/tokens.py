@@ -30,6 +30,7 @@ from meshnode.wire.activation import (
     Rows,
     SampledFrame,
     Trim,
+    changes_of,
 )
 from meshnode.wire.fence import Fence
 from meshnode.wire.messages import Claim
@@ -119,7 +120,7 @@ class Slice:
         used = {row.lane for row in batch.rows}
         self.broken |= used if fails else set()
         if guilty := tuple(sorted(self.broken & used)):
-            failure = Failure(self.index, "fatal", "a decode failed", guilty, batch.operations)
+            failure = Failure(self.index, "fatal", "a decode failed", guilty, changes_of(batch.operations))
             return replace(batch, rows=(), failure=failure)
         return replace(batch, rows=tuple(self._row(row) for row in batch.rows))
 

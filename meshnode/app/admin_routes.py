@@ -40,7 +40,7 @@ class AdminRoutes:
         self,
         mediator: Mediator,
         desk: Callable[[], JoinDesk | None],
-        status: Callable[[], NodeStatus],
+        status: Callable[[], Awaitable[NodeStatus]],
         stop: Callable[[], None],
     ) -> None:
         self._mediator = mediator
@@ -64,7 +64,7 @@ class AdminRoutes:
 
     async def status(self, request: Request) -> NodeStatus:
         """GET /api/status."""
-        return self._status()
+        return await self._status()
 
     async def invite(self, request: Request) -> InviteIssued:
         """POST /api/invites: make one, durable before it is shown."""

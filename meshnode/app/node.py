@@ -341,7 +341,7 @@ class Node:
         desk.revoked = self.revoking.revoked
 
     def _endpoint(self, stop: trio.Event) -> HttpEndpoint:
-        routes = AdminRoutes(self.mediator, lambda: self.desk, self.status, stop.set)
+        routes = AdminRoutes(self.mediator, lambda: self.desk, self._status_when_done, stop.set)
         members = MemberRoutes(self.revoking, self.issuing, self.probing)
         settings = self.settings
         access = Access(
@@ -356,6 +356,10 @@ class Node:
         models = ModelRoutes(self.mediator, self.models, self.runtime.post)
         every = [*routes.routes(token), *members.routes(token), *models.routes(token)]
         return build_endpoint(self.directory, every, access, self._figures)
+
+    async def _status_when_done(self) -> NodeStatus:
+        await self.runtime.executed()
+        return self.status()
 
     async def _figures(self) -> NodeFigures:
         """For `/metrics`. A stage that does not answer at once is left out: nobody waits for a figure."""

@@ -42,6 +42,8 @@ LONGEST_SLEEP_S = 1.0
 """A machine that was suspended notices within this time."""
 REWRITE_S = 1.0
 """Between attempts at a write that failed: as often as the loop turns by itself."""
+EXECUTED_S = 1.0
+"""A disk that hangs for longer is itself something that a status has to show."""
 
 BUG = "an internal error; this node's log says more"
 
@@ -155,6 +157,7 @@ class Runtime:
         self._heads: Heads | None = None
         self._models: Models | None = None
         self._changed = trio.Event()
+        self._executing = False
         self.sick = ""
         """Why nothing can be promised at present, for people; empty: the data directory can be written."""
         self._unwritten: dict[type[do.Write], do.Write] = {}
@@ -183,6 +186,13 @@ class Runtime:
         """Wait until any event has been handled."""
         await self._changed.wait()
 
+    async def executed(self) -> None:
+        """Wait until the effects of the event in hand are begun: until then the mediator knows of more than is true of
+        this node, such as a head that serves behind a write that is under way."""
+        with trio.move_on_after(EXECUTED_S):
+            if self._executing:
+                await self._changed.wait()
+
     async def run(self) -> None:
         """Handle events until cancelled."""
         async with self._events, trio.open_nursery() as nursery:
@@ -192,8 +202,10 @@ class Runtime:
                 event: Event = TimePassed()
                 with trio.move_on_at(wake):
                     event = await self._events.receive()
+                self._executing = True
                 await self._execute_all(self._handle(event), nursery)
                 await self._rewrite()
+                self._executing = False
                 changed, self._changed = self._changed, trio.Event()
                 changed.set()
 

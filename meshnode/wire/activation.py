@@ -3,7 +3,7 @@
     header (48 bytes) | meta (MessagePack, zero-padded to 8) | row table (8 bytes a row) | payload
 
     ROWS       head -> stage 0 (token ids), stage -> next stage (activations)
-    SAMPLED    last stage -> head: what was drawn at the rows flagged `logits`; also the receipt of a chunk without any
+    SAMPLED    last stage -> head: what was drawn or scored at the rows flagged `logits`; the receipt of others
     FAILED     instead of ROWS or SAMPLED: this microbatch was not computed; runs through all later stages to the head
     HEARTBEAT  header only: the greeting of both ends, and a sign of life
 
@@ -97,11 +97,26 @@ class Close(LaneOperation, frozen=True):
     lane: int
 
 
-AnyOperation = Open | Trim | Copy | Close
+class Score(LaneOperation, frozen=True):
+    """The tokens that follow this frame's first rows of `lane` with flag `logits`: the last stage answers such a row
+    with the log-probability of that token and draws nothing. It changes no lane, and holds for this frame only."""
+
+    lane: int
+    targets: tuple[int, ...]
+
+
+Change = Open | Trim | Copy | Close
+AnyOperation = Change | Score
+
+
+def changes_of(operations: tuple[AnyOperation, ...]) -> tuple[Change, ...]:
+    """What has to be done to lanes whether or not the rows of the frame are computed."""
+    return tuple(each for each in operations if not isinstance(each, Score))
 
 
 class LaneSample(msgspec.Struct, frozen=True, array_like=True):
-    """What was drawn after the row (lane, position); `token` will sit at position + 1. Natural log-probabilities."""
+    """What was drawn (or scored) after the row (lane, position); `token` will sit, or sits, at position + 1. Natural
+    log-probabilities."""
 
     lane: int
     position: int
@@ -121,8 +136,8 @@ class Failure(msgspec.Struct, frozen=True):
     lanes: tuple[int, ...]
     """The lanes at fault: broken on `stage` until their next Open, Trim or Close. Others of the microbatch may be
     trimmed back and sent again."""
-    operations: tuple[AnyOperation, ...] = ()
-    """The lane operations of the frame that failed: later stages still have to do them."""
+    operations: tuple[Change, ...] = ()
+    """The changes of lanes in the frame that failed: later stages still have to do them."""
 
 
 class Rows(msgspec.Struct, frozen=True, eq=False):
@@ -335,6 +350,9 @@ def _checked_operations(operations: tuple[AnyOperation, ...]) -> tuple[AnyOperat
                 _require(0 <= length <= _POSITIONS, "a Copy out of range")
             case Close(lane):
                 _require(_is_lane(lane), "a Close out of range")
+            case Score(lane, targets):
+                _require(_is_lane(lane) and len(targets) <= limits.SCORED_ROWS, "a bad Score")
+                _require(all(0 <= t <= _POSITIONS for t in targets), "a bad Score")
     return operations
 
 

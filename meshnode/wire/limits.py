@@ -91,6 +91,11 @@ MICROBATCH_ROWS: Final = 512
 ACTIVATION_WIDTH: Final = 32_768
 """Values in a row; the widest models known use 18,432 (deepstack rows are refused)."""
 
+SCORED_ROWS: Final = 32
+"""Rows of a prompt in one frame whose logits are wanted: a vocabulary of 150,000 makes 600 KB of logits a row, 19 MB a
+frame. Also what every last stage has room for (llama.cpp aborts beyond n_outputs_max, which is the larger of this and
+the lanes). Over two stages prompts run as fast in chunks of 32 as in larger ones (docs/protocols/serving.md)."""
+
 LANES: Final = 64
 """Sequences of one pipeline at once; LLAMA_MAX_SEQ is 256, the bookkeeping per frame is not."""
 

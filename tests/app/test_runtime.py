@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -367,3 +368,18 @@ async def test_events_that_come_when_the_node_has_ended_hold_nobody_up() -> None
         await node.runtime.post(Stopping())
     node.runtime.hint(Stopping())
     assert node.mediator.handled == []
+
+
+async def test_who_asks_for_the_status_waits_for_what_the_mediator_decided_to_be_done(nursery: trio.Nursery) -> None:
+    written = threading.Event()
+    node = Node(lambda event: [do.Persist(b""), do.CloseLink(PEER, "gone")] if isinstance(event, Stopping) else [])
+    node.runtime = Runtime(node.mediator, Disk(*[lambda _: written.wait(timeout=10)] * 3))
+    node.runtime.attach(node.links, node.stages, Heads(), Models())
+    nursery.start_soon(node.runtime.run)
+    await node.runtime.executed()  # nothing is under way
+    await node.runtime.post(Stopping())
+    await wait_all_tasks_blocked()
+    assert not node.links.closed
+    written.set()
+    await node.runtime.executed()
+    assert node.links.closed == [(PEER, "gone")]

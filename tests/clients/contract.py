@@ -341,10 +341,26 @@ class LegacyRoute(Completions):
         for token, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
             assert top[token] == logprob == max(top.values())
 
-    @pytest.mark.xfail(reason="the endpoint refuses echo together with logprobs", raises=Refused, strict=True)
     def test_echo_with_logprobs_scores_the_prompt(self, client: Actor) -> None:
-        choice = client.do("completion", **self.ASKED, max_tokens=1, logprobs=1, echo=True)["choices"][0]
+        answer = client.do("completion", **self.ASKED, max_tokens=1, logprobs=1, echo=True)
+        choice = answer["choices"][0]
         found = choice["logprobs"]
         assert "".join(found["tokens"]) == choice["text"]
         assert found["token_logprobs"][0] is None
         assert all(logprob < 0 for logprob in found["token_logprobs"][1:])
+        assert len(found["tokens"]) == answer["usage"]["prompt"] + 1
+        assert found["text_offset"] == [
+            sum(len(token) for token in found["tokens"][:index]) for index in range(len(found["tokens"]))
+        ]
+
+    def test_a_streamed_scored_prompt_is_the_whole_one(self, client: Actor) -> None:
+        asked = {**self.ASKED, "max_tokens": 3, "logprobs": 1, "echo": True}
+        whole = client.do("completion", **asked)["choices"][0]
+        chunks = client.do("completion_stream", **asked)
+        assert text_of(chunks) == whole["text"]
+
+    def test_with_echo_no_new_token_may_be_asked_for(self, client: Actor) -> None:
+        answer = client.do("completion", **self.ASKED, max_tokens=0, logprobs=1, echo=True)
+        choice = answer["choices"][0]
+        assert (choice["text"], choice["finish"], answer["usage"]["completion"]) == ("A stage is", "length", 0)
+        assert "".join(choice["logprobs"]["tokens"]) == "A stage is"

@@ -6,21 +6,19 @@ Its command line runs as its users run it; the tasks are written here, so that n
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import numpy as np
 import pytest
 
-from meshnode.demo import ANSWERS, MODEL
+from meshnode.demo import ANSWERS
 from tests.clients.contract import MODEL_ID
 from tests.clients.environments import python_environment
+from tests.e2e.likelihood import log_likelihood, one_machine
 from tests.e2e.nodes import RealMesh
 
 pytestmark = [pytest.mark.real_client, pytest.mark.own_environment, pytest.mark.native]
@@ -110,37 +108,20 @@ def test_local_chat_completions_generates_every_answer_word_for_word(mesh: RealM
 
 
 @pytest.fixture(scope="module")
-def one_machine() -> Iterator[llama_cpp.Llama]:
-    """Plain llama.cpp with the whole model."""
-    model = llama_cpp.Llama(str(MODEL), n_ctx=2048, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False)
-    with closing(model):
+def plain() -> Iterator[llama_cpp.Llama]:
+    with one_machine() as model:
         yield model
 
 
-def log_likelihood(model: llama_cpp.Llama, prompt: str, answer: str) -> tuple[float, bool]:
-    """Of `answer` after `prompt`, and whether greedy decoding gives it."""
-    before, ids = (model.tokenize(text.encode(), add_bos=False, special=True) for text in (prompt, prompt + answer))
-    assert ids[: len(before)] == before
-    model.reset()
-    model.eval(ids)
-    total, greedy = 0.0, True
-    for place in range(len(before), len(ids)):
-        logits = np.asarray(model.scores[place - 1], dtype=np.float64)
-        total += float(logits[ids[place]] - logits.max() - math.log(np.exp(logits - logits.max()).sum()))
-        greedy = greedy and int(logits.argmax()) == ids[place]
-    return total, greedy
-
-
-@pytest.mark.xfail(reason="the endpoint refuses echo together with logprobs", raises=AssertionError, strict=True)
 def test_local_completions_sees_the_log_likelihoods_of_one_machine(
-    mesh: RealMesh, tasks: Path, one_machine: llama_cpp.Llama
+    mesh: RealMesh, tasks: Path, plain: llama_cpp.Llama
 ) -> None:
     samples = evaluate(tasks, "choices", "local-completions", f"{mesh.nodes[1].url}/v1/completions")
     assert [sample["acc"] for sample in samples] == [1.0] * len(QUESTIONS)
     for question, sample in zip(QUESTIONS, samples, strict=True):
         prompt = PROMPT.replace("{{question}}", question)
         for choice, ((seen, greedy),) in zip(sample["doc"]["choices"], sample["resps"], strict=True):
-            wanted, best = log_likelihood(one_machine, prompt, choice)
+            wanted, best = log_likelihood(plain, prompt, choice)
             # Activations in f16 and a quantized KV cache move each of some 30 tokens a little.
             assert float(seen) == pytest.approx(wanted, rel=0.02, abs=0.05)
             assert greedy in (best, str(best))

@@ -20,6 +20,7 @@ from meshnode.wire.activation import (
     Open,
     Rows,
     SampledFrame,
+    Score,
     Trim,
     decode,
     encode,
@@ -29,7 +30,8 @@ from meshnode.wire.rowcodec import Dtype
 from meshnode.wire.sampling import Sampling
 
 FENCE = Fence(Term(7), RunId("0123456789abcdef"))
-OPERATIONS = (Close(3), Open(1, Sampling(temperature=0.5, seed=9), (5, 6), 2), Trim(2, 40), Copy(2, 0, 16))
+CHANGES = (Close(3), Open(1, Sampling(temperature=0.5, seed=9), (5, 6), 2), Trim(2, 40), Copy(2, 0, 16))
+OPERATIONS = (*CHANGES, Score(1, (7, 0, 2**31 - 1)))
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +167,7 @@ def test_f32_activations_are_read_without_a_copy():
         Heartbeat(FENCE, 9),
         SampledFrame(FENCE, 4, ()),
         SampledFrame(FENCE, 4, (LaneSample(0, 1, 2), LaneSample(1, 8, 5, -0.25, ((5, -0.25), (6, -3.0))))),
-        FailedFrame(FENCE, 4, Failure(2, "position_gap", "lane 1 expected 5", (1,), OPERATIONS)),
+        FailedFrame(FENCE, 4, Failure(2, "position_gap", "lane 1 expected 5", (1,), CHANGES)),
     ],
 )
 def test_frames_without_rows_come_back_equal(frame):
@@ -193,6 +195,10 @@ def test_a_frame_of_operations_only_comes_back():
         Copy(1, 1, 5),
         Copy(1, 2, -5),
         Close(2**20),
+        Score(limits.LANES, ()),
+        Score(0, (-1,)),
+        Score(0, (2**31,)),
+        Score(0, (1,) * (limits.SCORED_ROWS + 1)),
     ],
 )
 def test_an_impossible_lane_operation_is_refused(operation):
@@ -255,7 +261,7 @@ def test_ten_thousand_mutated_frames_are_frames_or_peer_errors():
     ] + [
         wire(rows_frame(3, tokens=[1, 2, 3], operations=OPERATIONS)),
         wire(SampledFrame(FENCE, 4, (LaneSample(0, 1, 2, -0.5, ((5, -0.25),)),))),
-        wire(FailedFrame(FENCE, 4, Failure(2, "x", "y", (1,), OPERATIONS))),
+        wire(FailedFrame(FENCE, 4, Failure(2, "x", "y", (1,), CHANGES))),
         wire(Heartbeat(FENCE)),
     ]  # fmt: skip
     survived = 0

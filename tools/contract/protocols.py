@@ -143,6 +143,7 @@ def _of_stages() -> tuple[Protocol, ...]:
             {
                 "version": activation.VERSION,
                 "meta_bytes_max": activation.META_BYTES,
+                "scored_rows_max": limits.SCORED_ROWS,
                 "rows_max": limits.MICROBATCH_ROWS,
                 "width_max": limits.ACTIVATION_WIDTH,
                 "lanes_max": limits.LANES,

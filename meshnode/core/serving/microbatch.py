@@ -13,7 +13,7 @@ import msgspec
 
 from meshnode.core.serving.sequence import Sequence
 from meshnode.errors import PeerError
-from meshnode.wire.activation import AnyOperation, Open, Rows
+from meshnode.wire.activation import AnyOperation, Open, Rows, Score
 from meshnode.wire.fence import Fence
 from meshnode.wire.sampling import MAX_BIASES
 
@@ -35,6 +35,8 @@ class Span(msgspec.Struct, frozen=True, eq=False):
     rows: int
     logits: bool
     """Whether the last of the rows is sampled."""
+    scored: int = 0
+    """Rows of a prompt, the last ones but for one that is sampled, whose next token is scored."""
 
     @property
     def current(self) -> bool:
@@ -50,7 +52,7 @@ class Microbatch(msgspec.Struct, frozen=True, eq=False):
     rows: int
     """Of all spans."""
     samples: int
-    """Rows among them that want logits."""
+    """Rows among them that want logits, to be sampled or scored."""
     chunk: bool
     seatings: int
 
@@ -123,9 +125,19 @@ class InFlight:
             sequence.opened = True
             self._operations.append(self._open(sequence))
         position, rows = sequence.sent, min(most, sequence.pending)
+        scored = self._score(sequence, position, rows) if sequence.request.scored else 0
         sequence.sent += rows
         assert sequence.sent <= sequence.reserved
-        return Span(sequence, sequence.seating, sequence.lane, position, rows, sequence.pending == 0)
+        return Span(sequence, sequence.seating, sequence.lane, position, rows, sequence.pending == 0, scored)
+
+    def _score(self, sequence: Sequence, position: int, rows: int) -> int:
+        """Tell the last stage which tokens follow the rows that are to be scored; how many those are."""
+        count = sequence.unscored(position, rows)
+        if count:
+            end = min(position + rows, len(sequence.request.prompt) - 1)
+            targets = sequence.request.prompt[end - count + 1 : end + 1]
+            self._operations.append(Score(sequence.lane, targets))
+        return count
 
     def _open(self, sequence: Sequence) -> Open:
         sampling = sequence.request.sampling
@@ -147,5 +159,6 @@ def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans
         positions += range(span.position, end)
         lanes += [span.lane] * span.rows
         tokens += span.sequence.ids[span.position : end]
-        logits += [False] * (span.rows - 1) + [span.logits]
+        wanted = span.scored + span.logits
+        logits += [False] * (span.rows - wanted) + [True] * wanted
     return Rows(fence, number, operations, positions, lanes, logits, tokens)

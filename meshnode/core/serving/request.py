@@ -25,6 +25,9 @@ class Generation(msgspec.Struct, frozen=True):
     is computed, and none is left."""
     repeatable: bool = False
     """It begins only with rows of which a run without any would have the same bits: whole chunks of prompts."""
+    scored: bool = False
+    """The prompt's own tokens are wanted with their log-probabilities (`Sampled.prompt`): every row of it is computed,
+    in chunks of `limits.SCORED_ROWS` at most, and none may come of what another request left in a cache."""
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -45,6 +48,9 @@ class Sampled(msgspec.Struct, frozen=True):
     logprob: float | None = None
     alternatives: tuple[Alternative, ...] = ()
     finish: str = ""
+    prompt: tuple[Sampled, ...] = ()
+    """With the first token of a scored generation: every token of the prompt behind the first, as if it had been
+    generated after those before it."""
     cached: int = 0
     """With the first token: rows of the prompt that were not computed, because a lane held them."""
 

@@ -17,6 +17,7 @@ cells are given back exactly once; positions of a lane are contiguous; nothing i
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 
 from meshnode.core.serving.events import Event, Failed, Statistics, TokenReady
 from meshnode.core.serving.microbatch import OPERATIONS, InFlight, Microbatch, Span
@@ -37,6 +38,7 @@ from meshnode.errors import (
 )
 from meshnode.wire.activation import Close, FailedFrame, Frame, LaneSample, Rows, SampledFrame
 from meshnode.wire.fence import Fence
+from meshnode.wire.limits import SCORED_ROWS
 
 _NOT_HELD = ("position_gap", "trim_refused", "bad_copy")
 """Reasons of a failure (docs/protocols/activation.md) when a stage has not what a lane was to begin with."""
@@ -241,7 +243,7 @@ class Scheduler:
                     break
                 del waiting[sequence.request.id]
                 self._seatings += 1
-                owner = None if sequence.fresh else sequence.request.owner
+                owner = None if sequence.fresh else sequence.owner
                 grain = self._options.chunk if sequence.request.repeatable else 0
                 seat = self._prefixes.seat(sequence.ids, owner, cells, self._live(owner), grain)
                 self._in_flight.operate(seat.operations)
@@ -256,7 +258,7 @@ class Scheduler:
         if owner is None or not self._seated:
             return []
         answered = self._in_flight.answered_rows()
-        same = (s for s in self._seated.values() if s.request.owner == owner)
+        same = (s for s in self._seated.values() if s.owner == owner)
         return [self._held(s, answered.get(s.seating, s.sent), owner) for s in same]
 
     def _held(self, sequence: Sequence, rows: int, owner: str) -> Kept:
@@ -265,7 +267,7 @@ class Scheduler:
         return Kept(sequence.lane, sequence.ids[:rows], owner, exact)
 
     def _unseat(self, sequence: Sequence, *, keep: bool = False) -> None:
-        lane, owner = sequence.lane, sequence.request.owner
+        lane, owner = sequence.lane, sequence.owner
         del self._seated[lane]
         if keep and owner is not None and sequence.sent:
             rows = self._in_flight.answered_rows().get(sequence.seating, sequence.sent)
@@ -337,6 +339,7 @@ class Scheduler:
             self._chunks += 1
             sequence.chunked = self._chunks
             rows = min(self._options.chunk, sequence.request.chunk or self._options.chunk)
+            rows = min(rows, SCORED_ROWS) if sequence.request.scored else rows
             frames.append(self._in_flight.frame([sequence], rows, self._seatings, chunk=True))
             prompts = [s for s in prompts if s.pending > 1]
         return frames
@@ -367,6 +370,8 @@ class Scheduler:
             if current:
                 span.sequence.since = now
                 self._counts["prompt"] += span.rows if microbatch.chunk else 0
+            if span.scored:
+                self._scored(span, list(islice(drawn, span.scored)))
             if not span.logits:
                 continue
             sample = next(drawn)
@@ -378,6 +383,18 @@ class Scheduler:
                 events.append(self._token(span, sample))
         return events
 
+    def _scored(self, span: Span, samples: list[LaneSample]) -> None:
+        """Keep the scores of a prompt's rows until its first token is known."""
+        scores, prompt = span.sequence.scores, span.sequence.request.prompt
+        first = span.position + span.rows - span.logits - span.scored
+        for position, sample in enumerate(samples, first):
+            asked = (sample.lane, sample.position, sample.token) == (span.lane, position, prompt[position + 1])
+            if not asked or sample.logprob is None:
+                raise PeerError("the last stage scored another row or token than was asked for, or did not")
+        if span.current:
+            assert len(scores) == first
+            scores += [Sampled(each.token, each.logprob, _alternatives(each)) for each in samples]
+
     def _token(self, span: Span, sample: LaneSample) -> TokenReady:
         sequence, request = span.sequence, span.sequence.request
         self._counts["generated"] += 1
@@ -386,9 +403,8 @@ class Scheduler:
             finish = "stop"
         elif sequence.generated + 1 == request.max_tokens or sequence.sent == self._options.context:
             finish = "length"
-        alternatives: tuple[Alternative, ...] = ()
-        if sample.alternatives:
-            alternatives = tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
+        alternatives = _alternatives(sample) if sample.alternatives else ()
+        prompt = tuple(sequence.scores) if sequence.scores and not sequence.generated else ()
         cached = 0
         if sequence.cached and not sequence.generated:
             cached, sequence.cached = sequence.cached, 0
@@ -399,7 +415,7 @@ class Scheduler:
         else:
             sequence.ids.append(sample.token)
             sequence.unread += 1
-        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish, cached))
+        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish, prompt, cached))
 
     def _failed_frame(self, frame: FailedFrame, microbatch: Microbatch, now: float) -> list[Event]:
         """End the lanes at fault; others of the microbatch are computed again from their ids."""
@@ -430,6 +446,10 @@ class Scheduler:
                 self._pause(span.sequence)
         self._admit(now)
         return events
+
+
+def _alternatives(sample: LaneSample) -> tuple[Alternative, ...]:
+    return tuple([Alternative(token, logprob) for token, logprob in sample.alternatives])
 
 
 def _rests(sequence: Sequence) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from meshnode.core.serving.request import Generation
+from meshnode.core.serving.request import Generation, Sampled
 
 UNSEATED: Final = -1
 
@@ -58,6 +58,8 @@ class Sequence:
     """Length of `ids` when it was seated last: what is worked off in chunks."""
     fresh: bool = False
     """Whether it must compute every row: what it began with was not what a stage held."""
+    scores: list[Sampled] = field(default_factory=list)
+    """Of a scored prompt: its tokens from the second on, as far as their rows were answered. A pause keeps them."""
     retries: int = 0
     """How often a microbatch with it failed through no fault of its own."""
 
@@ -69,11 +71,21 @@ class Sequence:
         """Tokens accepted so far; the sampler's counter."""
         return len(self.ids) - len(self.request.prompt)
 
+    @property
+    def owner(self) -> str | None:
+        """Whose rows it may begin with and leaves; scores want every row computed, and in chunks of their own."""
+        return None if self.request.scored else self.request.owner
+
     def exact_rows(self, held: int, chunk: int) -> int:
         """Of the first `held` positions: those in whole chunks, as any prompt that begins with them has them."""
         if self.begun == self.exact and not self.begun % chunk:
             return min(held, self.prefilled) // chunk * chunk
         return min(held, self.exact) // chunk * chunk
+
+    def unscored(self, position: int, rows: int) -> int:
+        """How many of so many rows from `position` on are followed by a token of the prompt without a score."""
+        first = max(position, len(self.scores))
+        return max(0, min(position + rows, len(self.request.prompt) - 1) - first)
 
     @property
     def pending(self) -> int:

@@ -33,6 +33,9 @@ GENERATIONS_AT_ONCE: Final = 4
 EVENTS: Final = 64
 """Deltas that wait for a slow client; then its generations wait."""
 
+WRITERS: Final = trio.CapacityLimiter(1)
+"""A scored prompt of 131,072 tokens takes 0.7 s to write down: in a thread, and one at a time."""
+
 Event = Delta | MeshError
 
 
@@ -134,7 +137,9 @@ class Answer(Response):
                     if not choice.generated:
                         self._note_cached(generation, sampled.cached)
                     delta = choice.feed(sampled)
-                    if delta.text or delta.thought or delta.calls or delta.tokens or delta.finish:
+                    if sampled.prompt:
+                        delta = msgspec.structs.replace(delta, prompt=sampled.prompt)
+                    if delta.text or delta.thought or delta.calls or delta.tokens or delta.finish or delta.prompt:
                         await into.send(delta)
                     if delta.finish:
                         timing.ended(delta.finish)
@@ -171,7 +176,13 @@ class Answer(Response):
                 return failure_of(event).response(self._shape.dialect)
             deltas[event.index].append(event)
             unfinished -= bool(event.finish)
-        return json_response(self._shape.whole(deltas, self._counts()))
+
+        def write() -> Response:
+            return json_response(self._shape.whole(deltas, self._counts()))
+
+        if self._job.generations[0].scored:
+            return await trio.to_thread.run_sync(write, limiter=WRITERS)
+        return write()
 
     async def _stream(self, events: trio.MemoryReceiveChannel[Event], send: Send) -> Response:
         """Send everything but the end of the stream, which is returned."""

@@ -37,10 +37,12 @@ class Delta(msgspec.Struct, frozen=True):
     """The stop string that ended it, with `finish`."""
     calls: tuple[Call, ...] = ()
     """Tool calls that are whole now; they come after `text`."""
+    prompt: tuple[Sampled, ...] = ()
+    """With the first delta of a scored prompt: its tokens from the second on."""
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What besides text is looked for in an answer; None: it is text."""
+    """What besides text is looked for in an answer, and what of it is told; None: it is text, and all of that."""
 
     thinking: Thinking | None = None
     calling: Format | None = None
@@ -48,6 +50,11 @@ class Reading(msgspec.Struct, frozen=True):
     """Names that may be called, each with those of its parameters that are text."""
     one_call: bool = False
     """The answer ends with its first call."""
+    ending: bool = False
+    """The token that ends the answer is told of as well, though it is no text: who scores a prompt and asks for one
+    token behind it counts on one."""
+    silent: bool = False
+    """Nothing is told: max_tokens was 0, and what had to be drawn behind the prompt is nobody's."""
 
 
 PLAIN = Reading()
@@ -62,7 +69,7 @@ class Choice:
         self.thought = 0
         self._thoughts = None if reading.thinking is None else ThoughtSplitter(reading.thinking)
         self._calls = None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
-        self._one_call = reading.one_call
+        self._one_call, self._ending, self._silent = reading.one_call, reading.ending, reading.silent
         self._tags = frozenset() if reading.thinking is None else reading.thinking.tags
         self._tags |= frozenset() if reading.calling is None else TAGS
         self._vocabulary = vocabulary
@@ -74,9 +81,13 @@ class Choice:
 
     def feed(self, sampled: Sampled) -> Delta:
         """The visible effect of one more token; after a `finish` nothing may follow."""
+        if self._silent:
+            return Delta(self.index, "", (), "length")
         self.generated += 1
         self.thought += self._thoughts is not None and self._thoughts.in_thought
         if sampled.finish == "stop":
+            if self._ending:
+                self._waiting.append(Spoken(sampled, self._decoded))
             return self._last("", "stop")
         self._waiting.append(Spoken(sampled, self._decoded))
         text = self._detokenizer.feed(self._piece(sampled.token))

@@ -1,7 +1,7 @@
 """What clients may ask: the request bodies of chat/completions and completions.
 
 Unknown fields are ignored, `null` means the default, a wrong type is a 400 that names the field. What is known but
-not done yet (tools, structured output, echoed log-probabilities) is refused, never silently dropped.
+not done yet (structured output, calls that must be made) is refused, never silently dropped.
 """
 
 from __future__ import annotations
@@ -215,8 +215,17 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
         if self.best_of is not None and self.best_of != self.choices():
             why = "only as many answers as are returned (n) are made; ask for n and choose"
             raise InvalidRequest(f"best_of other than n is not supported: {why}", "best_of")
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequest("echo together with logprobs is not supported", "echo")
+        if self.scored and self.suffix:
+            raise InvalidRequest("echo with logprobs scores a prompt as it is; leave suffix out", "suffix")
+
+    @property
+    def scored(self) -> bool:
+        """Whether the log-probabilities of the prompt's own tokens are wanted."""
+        return bool(self.echo) and self.logprobs is not None
+
+    def token_limit(self, default: int | None) -> int | None:
+        """With `echo` 0 as well: the prompt alone."""
+        return 0 if self.echo and self.max_tokens == 0 else super().token_limit(default)
 
     def alternatives(self) -> int:
         """Sampling.top_logprobs for this request."""

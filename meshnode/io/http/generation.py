@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
+import trio
 from starlette.responses import Response
 
 from meshnode.core.serving.calls import format_of
@@ -13,15 +15,20 @@ from meshnode.core.serving.request import Generation
 from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import thinking_of
 from meshnode.errors import InvalidRequest, PromptTooLong
-from meshnode.io.http.answer import Answer, Draining, Job
+from meshnode.io.http.answer import WRITERS, Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.choice import PLAIN, Reading
+from meshnode.io.http.echo import Echo, echo_of
 from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, NEVER, ChatRequest, CompletionRequest
 from meshnode.io.http.meter import Meter
-from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids, shown_text
+from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids
 from meshnode.io.http.shapes import ChatShape, CompletionShape, Shape
 from meshnode.wire.sampling import MAX_BIASES, Sampling
+
+SCORES: Final = 256 * 1024
+"""Log-probabilities of prompt tokens and of what was likelier that one request is told: 128 prompts of 1,024 tokens,
+or one of 131,072, with one alternative each. 0.4 KB each while the answer is written."""
 
 
 class GenerationRoutes:
@@ -65,14 +72,18 @@ class GenerationRoutes:
         sampling = asked.sampling(asked.alternatives())
         count, stops, limit = asked.choices(), asked.stops(), asked.token_limit(DEFAULT_COMPLETION_TOKENS)
         prompts = [await prompt_ids(model, prompt) for prompt in asked.prompts()]
-        each = [ids for ids in prompts for _ in range(count)]
-        echoes = [shown_text(model.vocabulary, ids) for ids in each] if asked.echo else []
+        if asked.scored:
+            _check_scores(sum(map(len, prompts)) * count * (1 + asked.alternatives()))
+        echoes = await self._echoed(model, prompts) if asked.echo else []
         if asked.suffix:
             prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
-            each = [ids for ids in prompts for _ in range(count)]
-        shape = CompletionShape(model, asked, echoes)
+        each = [ids for ids in prompts for _ in range(count)]
+        shape = CompletionShape(model, asked, [echo for echo in echoes for _ in range(count)])
         with self._counting_refusals():
-            generations = _generations(model, shape, each, count, limit, sampling)
+            # A prompt's last row gives the token behind it: drawing that as well is less than leaving it out.
+            generations = _generations(model, shape, each, count, 1 if limit == 0 else limit, sampling)
+        if asked.scored:
+            generations = tuple(msgspec.structs.replace(generation, scored=True) for generation in generations)
         job = Job(
             generations=generations,
             stops=stops,
@@ -80,8 +91,20 @@ class GenerationRoutes:
             prompt_tokens=sum(map(len, prompts)),
             reuse=asked.cache_prompt is not False,
             repeatable=asked.seed not in (None, -1),
+            reading=Reading(ending=asked.scored, silent=limit == 0),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
+
+    async def _echoed(self, model: ServedModel, prompts: Sequence[tuple[int, ...]]) -> list[Echo]:
+        """131,072 tokens take a quarter of a second: in a thread. More than the context holds are never written."""
+        with self._counting_refusals():
+            for ids in prompts:
+                _room(model, ids)
+
+        def written() -> list[Echo]:
+            return [echo_of(model.vocabulary, ids) for ids in prompts]
+
+        return await trio.to_thread.run_sync(written, limiter=WRITERS)
 
     @contextmanager
     def _counting_refusals(self) -> Iterator[None]:
@@ -107,11 +130,7 @@ def _generations(
         sampling = _endless(sampling, model.vocabulary)
     generations = []
     for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", "prompt")
-        room = model.context - len(prompt)
-        if room < 1:
-            raise PromptTooLong(len(prompt), model.context)
+        room = _room(model, prompt)
         seed = (sampling.seed + index % count) % 2**64
         generations.append(
             Generation(
@@ -122,6 +141,25 @@ def _generations(
             )
         )
     return tuple(generations)
+
+
+def _room(model: ServedModel, prompt: tuple[int, ...]) -> int:
+    """Tokens that fit behind it. Raises InvalidRequest, PromptTooLong."""
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", "prompt")
+    room = model.context - len(prompt)
+    if room < 1:
+        raise PromptTooLong(len(prompt), model.context)
+    return room
+
+
+def _check_scores(count: int) -> None:
+    if count > SCORES:
+        message = (
+            f"this asks for {count} log-probabilities of prompt tokens, at most {SCORES} are told at once: send fewer "
+            "prompts in a request, shorter ones, or a smaller logprobs"
+        )
+        raise InvalidRequest(message, "logprobs")
 
 
 def _reading(asked: ChatRequest, vocabulary: Vocabulary) -> Reading:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from meshnode.core.serving.text import Conversation, Detokenizer, Vocabulary
+from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.backend import ServedModel
 
@@ -40,12 +40,6 @@ def check_ids(ids: Iterable[int], vocabulary: Vocabulary, field: str) -> None:
     """InvalidRequest for an id that the model does not know."""
     if not all(0 <= token < len(vocabulary.pieces) for token in ids):
         raise InvalidRequest(f"{field} holds a token id outside the vocabulary", field)
-
-
-def shown_text(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    """What the tokens show in an answer."""
-    detokenizer = Detokenizer()
-    return "".join([detokenizer.feed(vocabulary.shown(token)) for token in ids]) + detokenizer.finish()
 
 
 def _begins_with_bos(text: str, vocabulary: Vocabulary) -> bool:

@@ -8,15 +8,21 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final, Protocol
 
+from meshnode.core.serving.request import Sampled
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import Delta, Spoken
+from meshnode.io.http.echo import Echo
 from meshnode.io.http.failure import Dialect
 from meshnode.io.http.fields import CompletionRequest
 
 Json = dict[str, Any]
+
+PIECE_TOKENS: Final = 256
+"""Of a scored prompt in one chunk of a stream: a few milliseconds of writing between two turns of the event loop."""
 
 
 def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int, cached_tokens: int) -> Json:
@@ -46,7 +52,7 @@ class Shape(Protocol):
         """The chunks before a choice's first text."""
         ...
 
-    def chunks(self, delta: Delta) -> list[Json]:
+    def chunks(self, delta: Delta) -> Iterable[Json]:
         """The chunks of one delta; a finish comes in a chunk of its own."""
         ...
 
@@ -176,25 +182,37 @@ class ChatShape(_Envelope):
 class CompletionShape(_Envelope):
     """text_completion, whole and in chunks, with log-probabilities in the legacy shape."""
 
-    def __init__(self, model: ServedModel, asked: CompletionRequest, echoes: Sequence[str]) -> None:
+    def __init__(self, model: ServedModel, asked: CompletionRequest, echoes: Sequence[Echo]) -> None:
         super().__init__("cmpl", "text_completion", model)
         self._with_usage = asked.with_usage()
         self._with_logprobs = asked.logprobs is not None
         self._echoes = echoes
-        """Text shown before each choice's own; empty without `echo`."""
+        """The prompt of each choice; empty without `echo`."""
+        self._unscored = set(range(len(echoes))) if asked.scored else set()
+        """Choices whose prompt, with its log-probabilities, did not go out yet."""
 
     def opening(self, index: int) -> list[Json]:
-        """The echoed prompt."""
-        return [self._wrap([self._choice(index, self._echoes[index], (), None)], self._kind)] if self._echoes else []
+        """The echoed prompt, where it does not have to wait for its log-probabilities."""
+        if not self._echoes or index in self._unscored:
+            return []
+        return [self._chunk(index, self._echoes[index].text, (), None)]
 
-    def chunks(self, delta: Delta) -> list[Json]:
-        """Text with its log-probabilities, then the finish."""
-        chunks = []
+    def chunks(self, delta: Delta) -> Iterator[Json]:
+        """The scored prompt, text with its log-probabilities, then the finish."""
+        if delta.index in self._unscored:
+            self._unscored.discard(delta.index)
+            yield from self._scored(delta)
         if delta.text or (self._with_logprobs and delta.tokens):
-            chunks.append(self._wrap([self._choice(delta.index, delta.text, delta.tokens, None)], self._kind))
+            yield self._chunk(delta.index, delta.text, self._behind(delta.index, delta.tokens), None)
         if delta.finish:
-            chunks.append(self._wrap([self._choice(delta.index, "", (), delta.finish)], self._kind))
-        return chunks
+            yield self._chunk(delta.index, "", (), delta.finish)
+
+    def _scored(self, delta: Delta) -> Iterator[Json]:
+        echo = self._echoes[delta.index]
+        edges = (*echo.offsets[::PIECE_TOKENS], len(echo.text))
+        for number, (start, end) in enumerate(pairwise(edges)):
+            tokens = echo.spoken(delta.prompt, number * PIECE_TOKENS, (number + 1) * PIECE_TOKENS)
+            yield self._chunk(delta.index, echo.text[start:end], tokens, None)
 
     def closing(self, counts: Json) -> list[Json]:
         """No choices, only the counts."""
@@ -204,10 +222,14 @@ class CompletionShape(_Envelope):
         """One text per choice."""
         answers = []
         for index, deltas in enumerate(choices):
-            text = (self._echoes[index] if self._echoes else "") + "".join(delta.text for delta in deltas)
-            tokens = [token for delta in deltas for token in delta.tokens]
+            text = (self._echoes[index].text if self._echoes else "") + "".join(delta.text for delta in deltas)
+            tokens = self._echoes[index].spoken(deltas[0].prompt) if index in self._unscored else []
+            tokens += self._behind(index, [token for delta in deltas for token in delta.tokens])
             answers.append(self._choice(index, text, tokens, deltas[-1].finish))
         return self._wrap(answers, self._kind, usage=counts)
+
+    def _chunk(self, index: int, text: str, tokens: Sequence[Spoken], finish: str | None) -> Json:
+        return self._wrap([self._choice(index, text, tokens, finish)], self._kind)
 
     def _choice(self, index: int, text: str, tokens: Sequence[Spoken], finish: str | None) -> Json:
         return {"index": index, "text": text, "logprobs": self._logprobs(tokens), "finish_reason": finish}
@@ -218,8 +240,20 @@ class CompletionShape(_Envelope):
         return {
             "tokens": [self._text_of(token.sampled.token) for token in tokens],
             "token_logprobs": [token.sampled.logprob for token in tokens],
-            "top_logprobs": [
-                {self._text_of(other.token): other.logprob for other in token.sampled.alternatives} for token in tokens
-            ],
+            "top_logprobs": [self._top(token.sampled) for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+    def _top(self, sampled: Sampled) -> Json | None:
+        """None for the first token of a prompt. Of two tokens with one text the likelier counts."""
+        if sampled.logprob is None:
+            return None
+        top: Json = {}
+        for other in sampled.alternatives:
+            top.setdefault(self._text_of(other.token), other.logprob)
+        return top
+
+    def _behind(self, index: int, tokens: Sequence[Spoken]) -> Sequence[Spoken]:
+        """Tokens of the answer where they stand in the whole text."""
+        before = len(self._echoes[index].text) if self._echoes else 0
+        return [Spoken(token.sampled, token.offset + before) for token in tokens] if before else tokens

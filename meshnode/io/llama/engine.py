@@ -27,12 +27,11 @@ from meshnode.io.llama.kept_tap import KeptTap
 from meshnode.io.llama.native import api
 from meshnode.io.llama.slice_keys import INTO_KEY, TAP_KEY
 from meshnode.io.llama.tap import Tap
+from meshnode.wire.limits import SCORED_ROWS
 
 KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
 # llama.cpp's own bound on sequences (LLAMA_MAX_SEQ).
 LANES_MAX = 256
-# Most rows of logits of one decode where the lanes are fewer (a prompt's last rows, several drafts of a lane).
-LOGIT_ROWS_MIN = 32
 # Cells a lane of a context that lives for one row: llama.cpp computes attention over as many at least.
 _TRIAL_CELLS = 256
 _MROPE_TYPES = (api.LLAMA_ROPE_TYPE_MROPE, getattr(api, "LLAMA_ROPE_TYPE_IMROPE", 40))
@@ -186,7 +185,7 @@ class SliceEngine:
         parameters.n_ctx = cells or options.context
         parameters.n_batch = parameters.n_ubatch = options.chunk
         parameters.n_seq_max = options.lanes
-        self._outputs_max = min(options.chunk, max(options.lanes, LOGIT_ROWS_MIN) if self.last else options.chunk)
+        self._outputs_max = min(options.chunk, max(options.lanes, SCORED_ROWS) if self.last else options.chunk)
         parameters.n_outputs_max = self._outputs_max
         parameters.n_threads = parameters.n_threads_batch = options.threads
         parameters.flash_attn_type = int(options.flash_attention)

@@ -64,6 +64,12 @@ class LaneSampler:
         logprob, alternatives = log_probabilities(logits, token, self._sampling.top_logprobs)
         return LaneSample(lane, position, token, logprob, alternatives)
 
+    def score(self, lane: int, position: int, logits: Floats, target: int) -> LaneSample:
+        """How likely `target` is by raw logits (vocabulary,). Nothing is drawn, and nothing remembered."""
+        if target >= len(logits):
+            raise StageError("bad_rows", "a token outside the vocabulary was to be scored")
+        return LaneSample(lane, position, target, *log_probabilities(logits, target, self._sampling.top_logprobs))
+
     def _adjusted(self, logits: Floats) -> Floats:
         if not self._penalised and not len(self._biased):
             return logits
@@ -154,8 +160,10 @@ def log_probabilities(logits: Floats, token: int, top: int) -> tuple[float, tupl
     total = largest + math.log(float(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
     # Rounding may leave a certain token a hair above 0, which the wire refuses.
     chosen = min(0.0, float(logits[token]) - total)
-    if not top:
+    if top <= 0:
         return chosen, ()
+    if top == 1:  # What a prompt is usually scored with, row by row: half the time.
+        return chosen, ((int(logits.argmax()), min(0.0, largest - total)),)
     top = min(top, len(logits))
     best = np.argpartition(logits, len(logits) - top)[-top:]
     best = best[np.argsort(-logits[best], kind="stable")]

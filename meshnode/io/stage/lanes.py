@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from meshnode.errors import StageError
 from meshnode.io.stage.wiring import Engine, Sampler
-from meshnode.wire.activation import AnyOperation, Close, Copy, Open, Rows, Trim
+from meshnode.wire.activation import AnyOperation, Close, Copy, Open, Rows, Score, Trim
 
 
 class RowsRefused(StageError):
@@ -72,6 +72,8 @@ class LaneTable:
                     raise StageError("position_gap", f"lane {source} holds fewer than {length} positions to copy")
                 self._engine.copy(source, target, length)
                 self.next_position[target] = length
+            case Score():
+                pass  # about the rows of its frame (step.py), not about what a lane holds
             case Close(lane=lane):
                 self._open[lane] = False
                 self._defects.pop(lane, None)

@@ -8,6 +8,7 @@ Invariant: exactly one frame goes out for each that comes in, and a failure leav
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter_ns
@@ -19,11 +20,20 @@ from meshnode.errors import StageError
 from meshnode.io.stage.lanes import LaneTable, RowsRefused
 from meshnode.io.stage.meter import Meter
 from meshnode.io.stage.wiring import Engine
-from meshnode.wire.activation import FailedFrame, Failure, Frame, LaneSample, Rows, SampledFrame, encode
+from meshnode.wire.activation import (
+    FailedFrame,
+    Failure,
+    Frame,
+    LaneSample,
+    Rows,
+    SampledFrame,
+    Score,
+    changes_of,
+    encode,
+)
+from meshnode.wire.limits import SCORED_ROWS
 from meshnode.wire.rowcodec import Dtype
 
-LOGIT_ROWS_MIN = 32
-"""llama.cpp aborts the process beyond n_outputs_max; on the last stage that is max(lanes, 32) (STAGES)."""
 _MESSAGE_CHARACTERS = 1024
 
 Buffers = Sequence[bytes | memoryview]
@@ -38,7 +48,7 @@ class Step:
         self._table = table
         self._meter = meter
         self._dtype = dtype
-        self._logit_rows = max(len(table.next_position), LOGIT_ROWS_MIN)
+        self._logit_rows = max(len(table.next_position), SCORED_ROWS)
 
     def answer(self, frame: Rows | FailedFrame) -> Buffers:
         """The bytes to send downstream; they may alias what the next call overwrites."""
@@ -96,16 +106,28 @@ class Step:
 
     def _sample(self, frame: Rows, logits: NDArray[np.float32]) -> tuple[LaneSample, ...]:
         samples: list[LaneSample] = []
+        # A frame without operations, which nearly every token is, has nothing to look for.
+        targets = _targets(frame) if frame.operations else {}
         for lane, position, wanted in zip(frame.lanes, frame.positions, frame.logits, strict=True):
             if wanted:
                 sampler = self._table.samplers[lane]
                 assert sampler is not None, "an open lane of the last stage has a sampler"
-                samples.append(sampler.draw(lane, position, logits[len(samples)]))
+                row = logits[len(samples)]
+                if targets and (left := targets.get(lane)):
+                    samples.append(sampler.score(lane, position, row, left.popleft()))
+                else:
+                    samples.append(sampler.draw(lane, position, row))
         self._meter.samples += len(samples)
         return tuple(samples)
 
     def _failed(self, frame: Rows, error: StageError) -> Buffers:
         self._meter.failures += 1
         lanes = error.lanes if isinstance(error, RowsRefused) else tuple(sorted(set(frame.lanes)))
-        failure = Failure(self.stage, error.reason, str(error)[:_MESSAGE_CHARACTERS], lanes, frame.operations)
+        message, changes = str(error)[:_MESSAGE_CHARACTERS], changes_of(frame.operations)
+        failure = Failure(self.stage, error.reason, message, lanes, changes)
         return encode(FailedFrame(frame.fence, frame.microbatch, failure))
+
+
+def _targets(frame: Rows) -> dict[int, deque[int]]:
+    """By lane, what its first rows with logits are scored for."""
+    return {each.lane: deque(each.targets) for each in frame.operations if isinstance(each, Score)}

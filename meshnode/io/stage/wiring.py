@@ -65,6 +65,9 @@ class Sampler(Protocol):
     def draw(self, lane: int, position: int, logits: NDArray[np.float32]) -> LaneSample:
         """The next token from raw logits (vocabulary,) and remember it."""
 
+    def score(self, lane: int, position: int, logits: NDArray[np.float32], target: int) -> LaneSample:
+        """How likely `target` is, and what was likelier; nothing is remembered. Raises StageError for no token."""
+
 
 @dataclass(frozen=True)
 class Wiring:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+from contextlib import closing, suppress
 
+import llama_cpp
 import msgspec
+import numpy as np
 import pytest
 import trio
 
@@ -78,6 +81,43 @@ async def test_seeded_sampling_is_repeatable_and_asked_log_probabilities_come_al
     assert all(len(item.alternatives) == 3 and item.logprob is not None and item.logprob <= 0 for item in first)
 
 
+def plain_scores(prompt):
+    """Of llama-cpp-python's own logits: the log-probability of each token behind the first, and the likeliest ones."""
+    options = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
+    with closing(llama_cpp.Llama(str(MODEL), **options)) as plain:
+        plain.eval(prompt)
+        logits = np.asarray(plain.scores[: len(prompt) - 1], np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    likely = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return likely[range(len(prompt) - 1), prompt[1:]], likely.argmax(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("wire_dtype", "kv_type", "tolerance"), [("f32", "f16", 1e-6), ("f16", "q8_0", 0.2)], ids=["exact", "usual"]
+)
+async def test_a_scored_prompt_is_told_plain_llama_cpps_log_probabilities_at_any_number_of_stages(
+    wire_dtype, kv_type, tolerance
+) -> None:
+    flash = kv_type == "q8_0"
+    run = RunOptions(context=512, lanes=2, chunk=128, kv_type=kv_type, flash_attention=flash, wire_dtype=wire_dtype)
+    prompt = tuple(PROMPT * 3)
+    wanted, best = plain_scores(prompt)
+    for stages in (1, 2, 3):
+        async with open_rig(MODEL, RigOptions(stages=stages, run=run)) as rig:
+            asked = rig.request(prompt, 2, msgspec.structs.replace(GREEDY, top_logprobs=3))
+            async with rig.pipeline.generate(msgspec.structs.replace(asked, scored=True)) as stream:
+                first, _ = [sampled async for sampled in stream]
+            assert ids(await rig.generate(prompt, 1)) == [first.token]
+        assert ids(first.prompt) == list(prompt[1:])
+        assert [score.logprob for score in first.prompt] == pytest.approx(wanted, abs=tolerance)
+        for score, likeliest in zip(first.prompt, best, strict=True):
+            top = max(alternative.logprob for alternative in score.alternatives)
+            assert top == score.alternatives[0].logprob
+            assert (score.logprob == top) is (score.token == score.alternatives[0].token)
+            if wire_dtype == "f32":
+                assert score.alternatives[0].token == likeliest
+
+
 async def test_end_tokens_stop_and_ignore_eos_never_draws_them(model) -> None:
     async with open_rig(model, RigOptions(run=F32)) as rig:
         free = ids(await rig.generate(PROMPT, 20))
@@ -93,8 +133,14 @@ async def test_end_tokens_stop_and_ignore_eos_never_draws_them(model) -> None:
 
 async def test_r95_a_killed_stage_is_a_typed_error_for_everyone_within_seconds(model) -> None:
     async with open_rig(model, RigOptions(run=F32)) as rig:
+
+        def kill(_: object) -> None:
+            # Tokens that were under way may still come when it is gone.
+            with suppress(ProcessLookupError):
+                os.kill(rig.pids[1], signal.SIGKILL)
+
         with trio.fail_after(20), pytest.raises(StageLost):
-            await rig.generate(PROMPT, 400, on_token=lambda _: os.kill(rig.pids[1], signal.SIGKILL))
+            await rig.generate(PROMPT, 400, on_token=kill)
         with pytest.raises(Unavailable):
             await rig.generate(PROMPT, 1)
 

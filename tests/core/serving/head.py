@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meshnode.core.serving.events import Event, Failed, TokenReady
 from meshnode.core.serving.options import ServingOptions
-from meshnode.core.serving.request import Generation
+from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.scheduler import Scheduler
 from meshnode.wire.sampling import Sampling
 from tests.core.serving.stages import END, FENCE, VOCABULARY, Stages
@@ -20,13 +20,18 @@ class Head:
         self.stages = Stages(self.options.context, self.options.chunk)
         self.tokens: dict[str, list[int]] = {}
         self.cached: dict[str, int] = {}
+        self.scores: dict[str, list[Sampled]] = {}
         self.ends: dict[str, str | Exception] = {}
         self.now = 0.0
 
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, repeatable=False, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), owner=owner, repeatable=repeatable)
+    def submit(
+        self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, repeatable=False, scored=False, **sampling
+    ) -> None:
+        chosen = {"owner": owner, "repeatable": repeatable, "scored": scored}
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), **chosen)
         self.scheduler.submit(request, self.now)
         self.tokens[name] = []
+        self.scores[name] = []
 
     def send(self) -> int:
         frames = self.scheduler.next_frames(self.now)
@@ -43,6 +48,8 @@ class Head:
                 case TokenReady(name, sampled):
                     assert not (sampled.cached and self.tokens[name]), "it comes with the first token"
                     self.cached[name] = self.cached.get(name, 0) + sampled.cached
+                    assert not (sampled.prompt and self.tokens[name]), "scores come with the first token"
+                    self.scores.setdefault(name, []).extend(sampled.prompt)
                     self.tokens[name].append(sampled.token)
                     if sampled.finish:
                         self.ends[name] = sampled.finish

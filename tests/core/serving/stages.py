@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from meshnode.wire import limits
 from meshnode.wire.activation import (
     Close,
     Copy,
@@ -13,6 +14,7 @@ from meshnode.wire.activation import (
     Open,
     Rows,
     SampledFrame,
+    Score,
     Trim,
 )
 from meshnode.wire.fence import Fence, RunId, Term
@@ -26,6 +28,16 @@ END = 999
 def next_token(ids: list[int]) -> int:
     """What follows `ids`; depends on all of them, so that a lost, doubled or foreign id shows."""
     return (sum(ids) * 31 + len(ids) * 7) % (VOCABULARY - 1)
+
+
+def score_of(ids: list[int], token: int) -> float:
+    """How likely `token` is after `ids`, in this world."""
+    return -float((next_token(ids) + token) % 97)
+
+
+def scores(prompt: tuple[int, ...]) -> list[tuple[int, float]]:
+    """What a scored prompt is told with."""
+    return [(token, score_of(list(prompt[:at]), token)) for at, token in enumerate(prompt) if at]
 
 
 def answer(prompt: tuple[int, ...], count: int) -> list[int]:
@@ -69,14 +81,19 @@ class Stages:
         if guilty := tuple(self.broken & {int(lane) for lane in frame.lanes}):
             return self._failed(frame, guilty)
         samples = []
+        targets = {each.lane: list(each.targets) for each in frame.operations if isinstance(each, Score)}
         rows = zip(frame.positions, frame.lanes, frame.tokens, frame.logits, strict=True)
         for position, lane, token, logits in rows:
             ids = self.lanes[int(lane)]
             assert len(ids) == position, "positions of a lane are contiguous"
             ids.append(int(token))
             self.computed += 1
-            if logits:
+            if logits and targets.get(int(lane)):
+                target = targets[int(lane)].pop(0)
+                samples.append(LaneSample(int(lane), int(position), target, score_of(ids, target)))
+            elif logits:
                 samples.append(LaneSample(int(lane), int(position), next_token(ids)))
+        assert len(samples) <= limits.SCORED_ROWS, "llama.cpp would abort"
         assert sum(map(len, self.lanes.values())) <= self.context, "live cells fit the cache"
         return SampledFrame(FENCE, frame.microbatch, tuple(samples))
 
@@ -107,6 +124,8 @@ class Stages:
                 case Close(lane):
                     self.lanes.pop(lane)
                     self.broken.discard(lane)
+                case Score():
+                    pass
 
     def _cut(self, lane: int, position: int) -> None:
         held = self.lanes.setdefault(lane, [])

@@ -388,3 +388,14 @@ def test_clients_that_come_and_go_in_one_turn_make_no_frame_too_large() -> None:
     head.submit("last", range(1, 60), owner="")
     head.run()
     assert head.tokens["last"] == answer(tuple(range(1, 60)), 4)
+
+
+def test_a_scored_prompt_is_computed_row_by_row_and_leaves_nothing() -> None:
+    head = Head(chunk=64)
+    head.submit("first", range(1, 41), owner="")
+    head.run()
+    head.submit("scored", range(1, 41), owner="", scored=True)
+    head.run()
+    assert head.cached["scored"] == 0
+    assert len(head.scores["scored"]) == 39
+    assert head.scheduler.statistics().lanes_kept == 1

@@ -103,9 +103,18 @@ class ByteModel:
             alternatives = tuple(Alternative((token + other) % 256, -0.5 - other) for other in range(top))
             logprob = -0.5 if request.sampling.top_logprobs >= 0 else None
             cached = 0 if index or request.owner is None else min(self.cached, len(request.prompt) - 1)
-            yield Sampled(token, logprob, alternatives, finish, cached)
+            prompt = self._scores(request, top) if request.scored and not index else ()
+            yield Sampled(token, logprob, alternatives, finish, prompt, cached)
             if finish:
                 return
+
+    def _scores(self, request: Generation, top: int) -> tuple[Sampled, ...]:
+        """Token i of a prompt is as likely as -i, and the second likeliest."""
+        return tuple(
+            Sampled(token, -float(at), tuple(Alternative((token + 1 - k) % 256, 0.5 - at - k) for k in range(top)))
+            for at, token in enumerate(request.prompt)
+            if at
+        )
 
 
 class ByteDirectory:

@@ -63,7 +63,11 @@ WRONG = [
     ("completion", {"prompt": ["a"] * 129}, "prompt"),
     ("completion", {"prompt": "a", "suffix": "b"}, "suffix"),
     ("completion", {"prompt": "a", "best_of": 2}, "best_of"),
-    ("completion", {"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+    ("completion", {"prompt": "a", "echo": True, "logprobs": 1, "suffix": "b"}, "suffix"),
+    ("completion", {"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
+    ("completion", {"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ("completion", {"prompt": "a", "max_tokens": -2, "echo": True}, "max_tokens"),
+    ("chat", {**HELLO, "max_tokens": 0, "echo": True}, "max_tokens"),
     ("completion", {"prompt": "a", "logprobs": 21}, "logprobs"),
 ]
 

@@ -161,6 +161,36 @@ def test_log_probabilities_are_those_of_the_raw_logits():
     assert LaneSampler(Sampling(temperature=0.0), VOCABULARY).draw(0, 0, logits).logprob is None
 
 
+@pytest.mark.parametrize("top", [0, 1, 2, 20])
+def test_a_score_is_of_the_raw_logits_and_equals_that_of_the_likeliest_exactly_where_it_is_that(top):
+    logits = logits_of(9)
+    expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+    sampler = LaneSampler(Sampling(temperature=0.0, top_logprobs=top, presence_penalty=50.0), VOCABULARY, [3, 4])
+    best = int(logits.argmax())
+    for target in (best, 3, 4, VOCABULARY - 1):
+        sample = sampler.score(1, 6, logits, target)
+        assert (sample.lane, sample.position, sample.token) == (1, 6, target)
+        assert math.isclose(sample.logprob, expected[target], abs_tol=1e-4)
+        assert [token for token, _ in sample.alternatives] == np.argsort(-logits)[:top].tolist()
+        if top:
+            assert (sample.logprob == max(likely for _, likely in sample.alternatives)) is (target == best)
+
+
+def test_scoring_draws_nothing_and_remembers_nothing():
+    logits = logits_of(10)
+    sampling = Sampling(temperature=1.0, seed=4, presence_penalty=50.0)
+    plain, scoring = LaneSampler(sampling, VOCABULARY), LaneSampler(sampling, VOCABULARY)
+    for position in range(6):
+        scoring.score(0, position, logits, 7)
+        assert scoring.draw(0, position, logits) == plain.draw(0, position, logits)
+
+
+def test_a_target_outside_the_vocabulary_is_refused():
+    with pytest.raises(StageError) as refused:
+        LaneSampler(Sampling(), VOCABULARY).score(0, 0, logits_of(1), VOCABULARY)
+    assert refused.value.reason == "bad_rows"
+
+
 def test_a_certain_token_has_log_probability_zero_not_above():
     logits = np.full(8, -1e4, np.float32)
     logits[3] = 1e4

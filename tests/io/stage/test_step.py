@@ -16,6 +16,7 @@ from meshnode.wire.activation import (
     Open,
     Rows,
     SampledFrame,
+    Score,
     decode,
 )
 from meshnode.wire.fence import Fence, RunId, Term
@@ -52,6 +53,11 @@ class FirstLogit:
 
     def draw(self, lane, position, logits):
         return LaneSample(lane, position, int(logits[0]))
+
+    def score(self, lane, position, logits, target):
+        if target > 100:
+            raise StageError("bad_rows", "no such token")
+        return LaneSample(lane, position, target, -float(logits[0]))
 
 
 class Bench:
@@ -93,6 +99,31 @@ def test_the_last_stage_draws_for_flagged_rows_in_their_order():
     sampled = bench.answer(rows_of((1, 0), (0, 0)))
     assert sampled == SampledFrame(FENCE, 1, (LaneSample(1, 0, 6), LaneSample(0, 0, 6)))
     assert bench.meter.samples == 2
+
+
+def test_targets_are_scored_at_the_first_flagged_rows_of_their_lane_and_the_rest_are_drawn():
+    bench = Bench(last=True)
+    asked = rows_of((0, 0), (1, 0), (0, 1), (0, 2), operations=(*OPEN, Score(0, (7, 9)), Score(60, (1,))))
+    assert bench.answer(asked).samples == (
+        LaneSample(0, 0, 7, -6.0),
+        LaneSample(1, 0, 6),
+        LaneSample(0, 1, 9, -6.0),
+        LaneSample(0, 2, 6),
+    )
+    later = bench.answer(rows_of((0, 3), microbatch=2, operations=()))
+    assert later.samples == (LaneSample(0, 3, 6),), "targets are of their frame alone"
+
+
+def test_a_target_outside_the_vocabulary_fails_its_microbatch_and_changes_nothing():
+    bench = Bench(last=True)
+    failed = bench.answer(rows_of((0, 0), (0, 1), operations=(*OPEN, Score(0, (7, 101)))))
+    assert (failed.failure.reason, failed.failure.operations) == ("bad_rows", OPEN)
+    assert (bench.table.next_position[0], bench.engine.held[0]) == (0, 0)
+
+
+def test_targets_go_on_to_later_stages():
+    operations = (*OPEN, Score(1, (5, 6)))
+    assert Bench().answer(rows_of((1, 0), (1, 1), operations=operations)).operations == operations
 
 
 def test_a_failed_decode_is_rolled_back_and_names_its_lanes_and_operations():
