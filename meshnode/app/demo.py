@@ -118,7 +118,7 @@ def _start(nodes: list[TrialNode], console: Console) -> NodeStatus:
         status = _await(served, nodes, deadline, lambda: standing(first.alive, told))
     console.print(f"\nplan, made and loaded {time.monotonic() - began:.1f} s after the start:")
     for deployment in status.deployments:
-        console.print(deployment_view(deployment))
+        console.print(deployment_view(deployment, {}))
     return status
 
 

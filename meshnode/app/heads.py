@@ -23,8 +23,10 @@ from meshnode.app.probes import Probes
 from meshnode.app.shelf import ServableModel, unavailable
 from meshnode.core.coordination.orders import Hops
 from meshnode.core.node.events import Event, HeadDrained, HeadFailed, HeadOpened
+from meshnode.core.node.status import HeadLoad
 from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.options import ServingOptions
+from meshnode.core.serving.prefixes import Reuse
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
 from meshnode.errors import MeshError, PeerError, RequestError, StageError, StageLost, first_of
@@ -106,6 +108,12 @@ class ServedRun:
         now = self.pipeline.statistics()
         rejected = {f"rejected_{reason}": count for reason, count in now.rejected.items()}
         return {"lanes": now.lanes, "lanes_busy": now.lanes_busy, "queued": now.queued, **rejected}
+
+    def load(self) -> HeadLoad:
+        """What it has to do, for people."""
+        now = self.pipeline.statistics()
+        counts = {name: getattr(now, name) for name in HeadLoad.__struct_fields__ if name != "bubble"}
+        return HeadLoad(**counts, bubble=1 - now.looks_filled / now.looks if now.looks else None)
 
     @asynccontextmanager
     async def generate(self, request: Generation) -> AsyncIterator[AsyncIterator[Sampled]]:
@@ -228,11 +236,13 @@ class Heads:
                 end_tokens=model.vocabulary.end,
                 lanes=claim.options.lanes,
                 chunk=claim.options.chunk,
+                # Of such a model the header says that its lanes cannot be cut; of all others the stages are asked.
+                reuse=Reuse.WHOLE if any(layer.state_bytes for layer in model.local.footprint.layers) else Reuse.ANY,
             )
             pipeline = HeadPipeline(options, claim.fence, first, last)
             async with trio.open_nursery() as nursery:
                 await nursery.start(pipeline.run)
-                await self._probes.ask(pipeline, claim, model.vocabulary)
+                pipeline.limit_reuse(await self._probes.ask(pipeline, claim, model.vocabulary))
                 opening.deadline = float("inf")
                 run = self._opened[claim.fence] = ServedRun(model, pipeline, claim, created, self.present)
                 await self._post(HeadOpened(claim.fence))

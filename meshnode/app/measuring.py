@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +29,13 @@ from meshnode.app.stages import Stages
 from meshnode.core.membership.announcement import WAYS, Speed, Way
 from meshnode.core.node.events import Event, Measured
 from meshnode.core.node.mediator import Mediator
+from meshnode.core.node.status import StageLoad
 from meshnode.errors import MeshError
 from meshnode.identity.ids import NodeId
 from meshnode.io.disk.atomic import write_atomic
 from meshnode.io.llama.footprint import read_footprint
 from meshnode.io.stage.spawn import ChildProcess, native_environment
+from meshnode.wire.stage_protocol import Statistics
 
 log = logging.getLogger("meshnode.measuring")
 
@@ -139,6 +141,9 @@ class Measuring:
         self._ways: dict[NodeId, Way] = {}
         self._measured_at: dict[NodeId, float] = {}
         self._slices: dict[Path, _Slice | None] = {}
+        self._looked_at: dict[str, tuple[float, Statistics]] = {}
+        self.loads: dict[str, StageLoad] = {}
+        """Of the stages here, by `<run>/<stage>`: between the last two looks."""
 
     async def run(self, post: Callable[[Event], Awaitable[None]]) -> None:
         """Measure for as long as the node runs."""
@@ -192,8 +197,10 @@ class Measuring:
         self._ways = known
 
     async def _look_at_stages(self) -> None:
-        """What stages took to decode one row, in place of what was measured without them."""
-        for _, slice_path, statistics in await self._stages.statistics():
+        """What stages took to decode one row, in place of what was measured without them; and how busy they were."""
+        counted = await self._stages.statistics()
+        self._look_at_loads({f"{order.fence.run}/{order.stage}": counts for order, _, counts in counted})
+        for _, slice_path, statistics in counted:
             decode_us = statistics.cost_us.get(1, 0)
             if statistics.microbatches < FEW or decode_us <= 0:
                 continue
@@ -203,6 +210,21 @@ class Measuring:
             if held is not None and held.kind in self._speeds:
                 corrected = held.correct(self._speeds[held.kind], decode_us)
                 self._speeds = {**self._speeds, held.kind: corrected}
+
+    def _look_at_loads(self, counted: Mapping[str, Statistics]) -> None:
+        now, before = trio.current_time(), self._looked_at
+        self.loads = {
+            name: _load(now - before[name][0], before[name][1], counts)
+            for name, counts in counted.items()
+            if name in before
+        }
+        self._looked_at = {name: (now, counts) for name, counts in counted.items()}
+
+
+def _load(took_s: float, before: Statistics, now: Statistics) -> StageLoad:
+    microbatches = now.microbatches - before.microbatches
+    rows = round((now.rows - before.rows) / microbatches, 2) if microbatches else None
+    return StageLoad(min(round((now.compute_us - before.compute_us) / 1e6 / took_s, 3), 1.0), rows)
 
 
 def _slice(path: Path) -> _Slice | None:

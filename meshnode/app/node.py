@@ -213,6 +213,8 @@ class Node:
             problems=self.models.problems,
             unhealthy=tuple(filter(None, (self.pulse.sick, self.runtime.sick))),
             stages=stages,
+            heads={fence.run: run.load() for fence, run in self.heads.serving.items()},
+            loads=self.measuring.loads,
             counters=counters,
             warnings=(*frozen.warnings, *self.issuing.warnings(), *self._alone()),
         )

@@ -35,7 +35,7 @@ frozen process keeps its connections alive and says nothing."""
 HEADER_CHARACTERS: Final = 4096
 """Of one header or path: half of what HTTP servers take for a whole line."""
 HEADERS: Final = 32
-"""Of a request or answer: two and six are passed on."""
+"""Of a request or answer: three and six are passed on."""
 
 _T = TypeVar("_T")
 

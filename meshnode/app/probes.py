@@ -16,7 +16,15 @@ from typing import Final
 import msgspec
 import trio
 
-from meshnode.core.serving.probe import TOP, compare, judge, probe_requests, probe_tokens
+from meshnode.core.serving.prefixes import Reuse
+from meshnode.core.serving.probe import (
+    TOP,
+    compare,
+    judge,
+    probe_requests,
+    probe_tokens,
+    reuse_of,
+)
 from meshnode.core.serving.request import Generator, Sampled
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
@@ -45,12 +53,13 @@ class Probes:
         self._cache = cache
         self._asked = 0
 
-    async def ask(self, run: Generator, claim: Claim, vocabulary: Vocabulary) -> None:
-        """The probe through all stages of `run`. Raises StageError("probe_failed"), and what a generation raises."""
+    async def ask(self, run: Generator, claim: Claim, vocabulary: Vocabulary) -> Reuse:
+        """The probe through all stages of `run`, and, where nobody else is served yet, what they can use again of ended
+        requests. Raises StageError("probe_failed"), and what a generation raises."""
         self._asked += 1
         tokens = probe_tokens(vocabulary)
         requests = probe_requests(f"probe-{claim.fence.run}-{self._asked}", tokens)
-        whole, halves = [await _only(run.generate(request)) for request in requests]
+        whole, again, halves = [await _only(run.generate(request)) for request in requests]
         best = judge(whole, halves)
         path = self._cache / claim.manifest_digest / f"probe-{claim.options.kv_type}.json"
         recorded = await trio.to_thread.run_sync(_read, path)
@@ -58,6 +67,7 @@ class Probes:
             compare(whole, recorded.answered, str(path))
         else:
             await trio.to_thread.run_sync(_write, path, Recorded(tokens, best))
+        return reuse_of(whole, again)
 
 
 async def _only(generation: AbstractAsyncContextManager[AsyncIterator[Sampled]]) -> Sampled:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from meshnode.app import measuring
 from meshnode.app.measuring import KEPT_S, SPEED_FILE, Machine, machine_speed
 from meshnode.app.speed_main import KINDS
 from meshnode.core.membership.announcement import Speed
+from meshnode.core.node.status import StageLoad
 from meshnode.errors import StageLost
+from meshnode.wire.stage_protocol import Statistics
 
 SPEEDS = {"q8_0": Speed(10_000_000, 40_000_000, 100, 500)}
 
@@ -64,3 +67,20 @@ def test_what_stages_take_replaces_what_was_measured_step_by_step() -> None:
         speed = held.correct(speed, decode_us=501_000)
     assert speed.decode_bytes_per_s == pytest.approx(20_000_000, rel=0.01), "half a second beside the layers' own time"
     assert (speed.prefill_bytes_per_s, speed.layer_us, speed.stage_us) == (40_000_000, 100, 500)
+
+
+async def test_the_load_of_a_stage_is_what_it_did_between_two_looks(autojump_clock) -> None:
+    found = measuring.Measuring(None, None, None, None)
+    found._look_at_loads({"r/0": Statistics(compute_us=5_000_000, rows=10, microbatches=10)})
+    assert found.loads == {}
+    await trio.sleep(10)
+    found._look_at_loads(
+        {
+            "r/0": Statistics(compute_us=9_000_000, rows=26, microbatches=14),
+            "r/1": Statistics(compute_us=1),
+        }
+    )
+    assert found.loads == {"r/0": StageLoad(0.4, 4.0)}
+    await trio.sleep(10)
+    found._look_at_loads({"r/1": Statistics(compute_us=1)})
+    assert found.loads == {"r/1": StageLoad(0.0, None)}

@@ -49,6 +49,17 @@ def test_a_key_opens_its_own_node_only_and_the_request_is_passed_on_without_it(k
             asked(node, wrong)
 
 
+def test_r84_what_one_key_asked_is_computed_again_for_another(keyed: RealMesh) -> None:
+    body = {"messages": [{"role": "user", "content": "What does a stage of this mesh hold?"}], "max_tokens": 2}
+    held = []
+    for number in (0, 0, 1, 1):
+        headers = {"authorization": f"Bearer {KEYS[number]}"}
+        url = f"{keyed.nodes[number].url}/v1/chat/completions"
+        answer = httpx.post(url, json=body, headers=headers, timeout=WAIT_S).json()
+        held.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+    assert [bool(tokens) for tokens in held] == [False, True, False, True]
+
+
 def test_pages_and_the_command_line_are_let_in_as_before(keyed: RealMesh) -> None:
     node = keyed.nodes[0]
     page = {"origin": "https://chat.example", "access-control-request-method": "POST"}

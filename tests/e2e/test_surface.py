@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from meshnode.demo import EXPECTED_ANSWER, QUESTION
-from tests.e2e.nodes import WAIT_S, RealMesh
+from tests.e2e.nodes import WAIT_S, RealMesh, run_cli
 
 pytestmark = pytest.mark.e2e
 
@@ -46,6 +46,8 @@ def test_every_node_tells_what_it_did(mesh: RealMesh, node: int) -> None:
     props = httpx.get(f"{url}/props", timeout=WAIT_S).json()
     assert (props["model_alias"], props["total_slots"]) == ("meshnode-demo", 4)
     assert len(httpx.get(f"{url}/slots?model=meshnode-demo", timeout=WAIT_S).json()) == 4
+    told = json.loads(run_cli("status", "--json", "--data", str(mesh.nodes[node].data)).stdout)
+    assert [head["lanes_busy"] for head in told["heads"].values()] == ([0] if node == 0 else [])
 
 
 @pytest.mark.parametrize("node", [0, 2])
@@ -56,10 +58,24 @@ def test_responses_and_messages_give_the_words_of_the_chat(mesh: RealMesh, node:
     whole = post(mesh, node, "/v1/messages", body)
     assert (whole["content"], whole["stop_reason"]) == ([{"type": "text", "text": EXPECTED_ANSWER}], "end_turn")
     counted = post(mesh, node, "/v1/messages/count_tokens", {"messages": MESSAGES})
-    assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+    usage = whole["usage"]
+    assert counted["input_tokens"] == usage["input_tokens"] + usage["cache_read_input_tokens"]
     text = ""
     with httpx.stream("POST", f"{mesh.nodes[node].url}/v1/messages", json={**body, "stream": True}) as stream:
         for line in stream.iter_lines():
             if line.startswith("data: ") and '"text_delta"' in line:
                 text += json.loads(line.removeprefix("data: "))["delta"]["text"]
     assert text == EXPECTED_ANSWER
+
+
+def test_a_prompt_that_was_asked_before_is_not_computed_again_wherever_it_was_asked(mesh: RealMesh) -> None:
+    body = {"model": "meshnode-demo", "messages": MESSAGES, "temperature": 0}
+    answers = [post(mesh, node, "/v1/chat/completions", body) for node in (0, 2, 1)]
+    answers.append(post(mesh, 0, "/v1/chat/completions", {**body, "cache_prompt": False}))
+    assert {answer["choices"][0]["message"]["content"] for answer in answers} == {EXPECTED_ANSWER}
+    usages = [answer["usage"] for answer in answers]
+    held = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert held[1:] == [usages[0]["prompt_tokens"] - 1] * 2 + [0]
+    page = httpx.get(f"{mesh.nodes[0].url}/metrics", timeout=WAIT_S).text
+    counted = next(line for line in page.splitlines() if line.startswith("meshnode_prompt_tokens_cached_total{"))
+    assert float(counted.split()[-1]) >= sum(held)

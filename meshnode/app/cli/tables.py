@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,7 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from meshnode.app.admin import InviteListing, IssuerListing, PingAnswer
-from meshnode.core.node.status import DeploymentStatus, NodeStatus, PeerStatus, StageStatus
+from meshnode.core.node.status import (
+    DeploymentStatus,
+    HeadLoad,
+    NodeStatus,
+    PeerStatus,
+    StageLoad,
+    StageStatus,
+)
 
 # Enough to tell nodes apart on a screen; nothing is ever compared by it.
 SHORT_ID = 8
@@ -48,7 +55,9 @@ def status_view(status: NodeStatus) -> RenderableType:
     """A node, its mesh, what it serves."""
     parts: list[RenderableType] = [_heading(status), *warnings_view(status), Text(), peers_table(status)]
     for deployment in status.deployments:
-        parts += [Text(), deployment_view(deployment)]
+        parts += [Text(), deployment_view(deployment, status.loads)]
+        if deployment.run in status.heads:
+            parts.append(head_view(status.heads[deployment.run], deployment))
     parts += [Text(f"{model}: reading the file, {share(*part)}") for model, part in status.opening.items()]
     parts += [Text(f"alive but unhealthy: {reason}", style="red") for reason in status.unhealthy]
     parts += [Text(f"not loaded: {problem}", style="red") for problem in status.problems]
@@ -126,8 +135,21 @@ def ping_view(answer: PingAnswer) -> RenderableType:
     return grid
 
 
-def deployment_view(deployment: DeploymentStatus) -> RenderableType:
-    """One model: who holds which layers, and how far it is."""
+def head_view(head: HeadLoad, deployment: DeploymentStatus) -> RenderableType:
+    """What a run of this node has to do."""
+    paused = f", {head.paused} paused" if head.paused else ""
+    lanes = f"{head.lanes_busy} of {deployment.lanes} lanes busy, {head.queued} queued{paused}"
+    under_way = f"{head.in_flight} microbatches under way"
+    if head.bubble is not None:
+        under_way += f", stages without one {100 * head.bubble:.0f} % of the busy time"
+    cells = f"cells: {head.cells_reserved} reserved, {head.cells_kept} kept of ended requests"
+    asked = head.prompt_tokens + head.cached_tokens
+    held = f", {100 * head.cached_tokens / asked:.0f} % of prompts held already" if asked else ""
+    return Text(f"{lanes}; {under_way}; {cells}{held}", style="dim")
+
+
+def deployment_view(deployment: DeploymentStatus, loads: Mapping[str, StageLoad]) -> RenderableType:
+    """One model: who holds which layers, how far it is, and how busy those are that run here."""
     head = Text.assemble((deployment.model, "bold"), "  ", _state_text(deployment.state))
     if deployment.phase:
         head.append(f" ({deployment.phase}, {deployment.percent} %)")
@@ -136,20 +158,31 @@ def deployment_view(deployment: DeploymentStatus) -> RenderableType:
         head.append(f"  context {deployment.context}{known}", style="dim")
     parts: list[RenderableType] = [head]
     if deployment.stages:
-        table = plain_table("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", "STATE", right=("STAGE", "WEIGHTS", "KV"))
-        for stage in deployment.stages:
+        here = [loads.get(f"{deployment.run}/{stage.stage}") for stage in deployment.stages]
+        busy_columns = ("BUSY", "ROWS") if any(here) else ()
+        columns = ("STAGE", "MEMBER", "LAYERS", "WEIGHTS", "KV", *busy_columns, "STATE")
+        table = plain_table(*columns, right=("STAGE", "WEIGHTS", "KV", *busy_columns))
+        for stage, load in zip(deployment.stages, here, strict=True):
             table.add_row(
                 str(stage.stage),
                 escape(stage.name),
                 f"{stage.first}-{stage.last - 1}",
                 size(stage.weight_bytes),
                 size(stage.kv_bytes),
+                *(_load_words(load) if busy_columns else ()),
                 Text.assemble(_state_text(stage.state), " ", progress_words(stage)),
             )
         parts.append(table)
     if deployment.note:
         parts.append(Text(deployment.note, style="yellow"))
     return Group(*parts)
+
+
+def _load_words(load: StageLoad | None) -> tuple[str, str]:
+    """How busy a stage is, and how large its microbatches are."""
+    if load is None:
+        return "-", "-"
+    return f"{100 * load.busy:.0f} %", f"{load.rows_per_microbatch:g}" if load.rows_per_microbatch is not None else "-"
 
 
 def progress_words(stage: StageStatus) -> str:

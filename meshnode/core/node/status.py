@@ -76,6 +76,34 @@ class DeploymentStatus(msgspec.Struct, frozen=True):
     """Of that phase, over all stages."""
 
 
+class HeadLoad(msgspec.Struct, frozen=True):
+    """What the head of a run has to do now, and has done since it began."""
+
+    lanes_busy: int
+    queued: int
+    paused: int
+    in_flight: int
+    """Microbatches on their way through the stages."""
+    cells_reserved: int
+    cells_kept: int
+    """Of ended requests, for those that begin like them."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Of prompts: not computed, because a lane held them. `prompt_tokens` are those that were."""
+    generated_tokens: int
+    bubble: float | None = None
+    """Mean share of stages without a microbatch while a lane was busy; null before that was seen."""
+
+
+class StageLoad(msgspec.Struct, frozen=True):
+    """What a stage process of this node did in the last interval that was looked at, 10 s."""
+
+    busy: float
+    """Share of the time in which it computed."""
+    rows_per_microbatch: float | None = None
+    """Null where there was none."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """This node and what it knows."""
 
@@ -101,6 +129,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """What is wrong with this node although it answers, for people; empty: nothing that it knows of."""
     stages: dict[str, int] = {}
     """Stage processes of this node: `<run>/<stage>` -> process id."""
+    heads: dict[str, HeadLoad] = {}
+    """Heads of this node by run."""
+    loads: dict[str, StageLoad] = {}
+    """As `stages`; of those that were looked at twice."""
     counters: dict[str, int] = {}
     warnings: tuple[str, ...] = ()
     """For people: what does not stop this node today, and will cost somebody something later."""

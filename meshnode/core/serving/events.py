@@ -46,5 +46,15 @@ class Statistics(msgspec.Struct, frozen=True):
     failed: int
     cancelled: int
     pauses: int
+    lanes_kept: int
+    """Lanes without a request that hold what an ended one left."""
+    cells_kept: int
+    """Positions in them; they are freed when others need the room."""
+    cached_tokens: int
+    """Rows of prompts that were not computed, because a lane held them."""
+    looks: int
+    """How often the head looked at its lanes while one was busy: a sample, four times a second."""
+    looks_filled: float
+    """Sum of min(microbatches under way / stages, 1) over these looks: where the mean is below 1, stages wait."""
     rejected: dict[str, int]
     """By reason: queue_full, queue_timeout, prompt_too_long, duplicate_id, draining."""

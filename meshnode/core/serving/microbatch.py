@@ -17,6 +17,10 @@ from meshnode.wire.activation import AnyOperation, Open, Rows, Score
 from meshnode.wire.fence import Fence
 from meshnode.wire.sampling import MAX_BIASES
 
+OPERATIONS: Final = 64
+"""Lane operations that wait at most for a frame with rows, which may add one Open, and two for each lane that it makes
+room on: the wire takes 256. Clients that come and go within one turn of the head's loop make three each."""
+
 _NEVER: Final = -1e9
 """A bias that no logit outweighs; finite, as biases must be."""
 
@@ -77,20 +81,28 @@ class InFlight:
         return len(self._unanswered) - self.chunks
 
     @property
-    def operations_wait(self) -> bool:
-        """Whether lane operations wait for a frame to ride on."""
-        return bool(self._operations)
+    def operations(self) -> int:
+        """Lane operations that wait for a frame to ride on."""
+        return len(self._operations)
 
-    def operate(self, operation: AnyOperation) -> None:
-        """Let an operation ride ahead of the rows of the next frame."""
-        self._operations.append(operation)
+    def operate(self, operations: Iterable[AnyOperation]) -> None:
+        """Let operations ride ahead of the rows of the next frame."""
+        self._operations += operations
+
+    def answered_rows(self) -> dict[int, int]:
+        """By seating: how many of its lane's positions are answered, where not all are that were sent."""
+        first: dict[int, int] = {}
+        for microbatch in self._unanswered:
+            for span in microbatch.spans:
+                first.setdefault(span.seating, span.position)
+        return first
 
     def frame(self, sequences: list[Sequence], rows: int, seatings: int, *, chunk: bool = False) -> Rows:
         """Make the next frame of up to `rows` pending rows of each sequence, and count them as sent."""
         spans = tuple([self._span(sequence, rows) for sequence in sequences])
         self.number += 1
-        operations = tuple(self._operations)
-        self._operations.clear()
+        most = len(self._operations) if spans else OPERATIONS
+        operations, self._operations = tuple(self._operations[:most]), self._operations[most:]
         frame = _rows(self._fence, self.number, operations, spans)
         count = len(frame.positions)
         self._unanswered.append(Microbatch(self.number, spans, count, sum(frame.logits), chunk, seatings))
@@ -135,7 +147,7 @@ class InFlight:
             sampling = msgspec.structs.replace(sampling, logit_bias=biases)
         window = sequence.ids[-sampling.penalty_window :] if sampling.penalty_window else ()
         accepted = tuple(sequence.ids[-sequence.generated :]) if sampling.grammar and sequence.generated else ()
-        return Open(sequence.lane, sampling, tuple(window), sequence.generated, accepted=accepted)
+        return Open(sequence.lane, sampling, tuple(window), sequence.generated, sequence.sent, accepted)
 
 
 def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans: tuple[Span, ...]) -> Rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from meshnode.core.serving.prefixes import Reuse
+
 UNREAD_TOKENS: Final = 64
 """Tokens a client may lag behind before its lane rests: about a second of text; a client that stopped reading
 holds its cells but costs no computing."""
@@ -35,6 +37,8 @@ class ServingOptions:
     not hold the whole cache for an answer that ends after 50 tokens."""
     growth: int = 256
     """Cells a lane grows by: so many tokens without another look at the room; also what a new lane needs at least."""
+    reuse: Reuse = Reuse.ANY
+    """What the model's memory lets be used again of ended requests."""
     queue_per_lane: int = 4
     queue_wait_s: float = 10.0
     token_timeout_s: float = 30.0

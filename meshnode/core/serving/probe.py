@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Final
 
+import msgspec
+
+from meshnode.core.serving.prefixes import Reuse
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
@@ -42,11 +45,20 @@ def probe_tokens(vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def probe_requests(name: str, tokens: tuple[int, ...]) -> tuple[Generation, Generation]:
-    """The same question twice: as one chunk, and as two. One token each, drawn greedily from untouched logits."""
+def probe_requests(name: str, tokens: tuple[int, ...]) -> tuple[Generation, Generation, Generation]:
+    """The same question three times: as one chunk, with all but its last token on a lane that is to be cut or copied,
+    and as two chunks. One token each, drawn greedily from untouched logits."""
     sampling = Sampling(temperature=0.0, top_logprobs=MAX_TOP)
+    whole = Generation(f"{name}-whole", tokens, 1, sampling, owner=name)
     halves = Generation(f"{name}-halves", tokens, 1, sampling, chunk=TOKENS // 2)
-    return Generation(f"{name}-whole", tokens, 1, sampling), halves
+    return whole, msgspec.structs.replace(whole, id=f"{name}-again"), halves
+
+
+def reuse_of(whole: Sampled, again: Sampled) -> Reuse:
+    """What the stages' memory lets be used again, by what they did and not by what they are called."""
+    if not again.cached:
+        return Reuse.WHOLE
+    return Reuse.ANY if again.alternatives and _agree(whole, again) else Reuse.NONE
 
 
 def judge(whole: Sampled, halves: Sampled) -> tuple[int, ...]:
@@ -57,8 +69,8 @@ def judge(whole: Sampled, halves: Sampled) -> tuple[int, ...]:
             raise _failed("it gave no finite numbers")
         if max(values) == min(values):
             raise _failed("every token is as likely as any other")
-    first, second = whole.alternatives[0].token, halves.alternatives[0].token
-    if first != second and (second not in _near(whole, 1) or first not in _near(halves, 1)):
+    if not _agree(whole, halves):
+        first, second = whole.alternatives[0].token, halves.alternatives[0].token
         raise _failed(f"token {first} comes of one chunk, token {second} of two")
     return tuple(each.token for each in whole.alternatives[:TOP])
 
@@ -76,6 +88,11 @@ def compare(whole: Sampled, recorded: tuple[int, ...], origin: str) -> None:
         f"its most likely tokens are {_listed(now)}, those of the first good run of this model were {_listed(recorded)}"
         f" ({origin}; delete that file if that run was the wrong one)"
     )
+
+
+def _agree(one: Sampled, other: Sampled) -> bool:
+    first, second = one.alternatives[0].token, other.alternatives[0].token
+    return first == second or (second in _near(one, 1) and first in _near(other, 1))
 
 
 def _near(answer: Sampled, count: int) -> frozenset[int]:

@@ -20,6 +20,11 @@ class Generation(msgspec.Struct, frozen=True):
     sampling: Sampling
     chunk: int = 0
     """Most rows of the prompt in one frame, where that is less than the run's own; 0: the run's. For the probe."""
+    owner: str | None = None
+    """Whose rows it may begin with, where a lane still holds them, and whose those are that it leaves. None: every row
+    is computed, and none is left."""
+    repeatable: bool = False
+    """It begins only with rows of which a run without any would have the same bits: whole chunks of prompts."""
     scored: bool = False
     """The prompt's own tokens are wanted with their log-probabilities (`Sampled.prompt`): every row of it is computed,
     in chunks of `limits.SCORED_ROWS` at most, and none may come of what another request left in a cache."""
@@ -46,6 +51,8 @@ class Sampled(msgspec.Struct, frozen=True):
     prompt: tuple[Sampled, ...] = ()
     """With the first token of a scored generation: every token of the prompt behind the first, as if it had been
     generated after those before it."""
+    cached: int = 0
+    """With the first token: rows of the prompt that were not computed, because a lane held them."""
 
 
 class Generator(Protocol):

@@ -1,6 +1,7 @@
 """Cells and lanes: who holds what.
 
-Invariant: every lane is free or held by one seating; the reservations of all add up to at most `context`.
+Invariant: every lane is free or held once, by a seating or for what it holds of an ended one; the reservations of all
+add up to at most `context`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ class Room:
         self._held[lane] += more
         self._free_cells -= more
         return more
+
+    def resize(self, lane: int, cells: int) -> None:
+        """Reserve exactly `cells` for a held lane. The caller looked: those that it has not are free."""
+        self._free_cells += self._held[lane] - cells
+        self._held[lane] = cells
+        assert cells > 0 <= self._free_cells
 
     def give_back(self, lane: int) -> None:
         """Free a held lane and its cells."""

@@ -20,8 +20,9 @@ from collections import Counter
 from itertools import islice
 
 from meshnode.core.serving.events import Event, Failed, Statistics, TokenReady
-from meshnode.core.serving.microbatch import InFlight, Microbatch, Span
+from meshnode.core.serving.microbatch import OPERATIONS, InFlight, Microbatch, Span
 from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS, ServingOptions
+from meshnode.core.serving.prefixes import Kept, Prefixes, Reuse
 from meshnode.core.serving.request import Alternative, Generation, Sampled
 from meshnode.core.serving.room import Room
 from meshnode.core.serving.sequence import UNSEATED, Phase, Sequence
@@ -40,6 +41,9 @@ from meshnode.wire.fence import Fence
 from meshnode.wire.limits import SCORED_ROWS
 from meshnode.wire.sampling import GRAMMAR_REFUSED
 
+_NOT_HELD = ("position_gap", "trim_refused", "bad_copy")
+"""Reasons of a failure (docs/protocols/activation.md) when a stage has not what a lane was to begin with."""
+
 
 class Scheduler:
     """Decides for one pipeline which rows go next. One object a run; after `lose` it refuses everything."""
@@ -47,6 +51,7 @@ class Scheduler:
     def __init__(self, options: ServingOptions, fence: Fence) -> None:
         self._options = options
         self._room = Room(options.context, options.lanes)
+        self._prefixes = Prefixes(self._room, options.reuse)
         self._in_flight = InFlight(fence, options.end_tokens)
         self._all: dict[str, Sequence] = {}
         # Dicts as ordered sets: a cancel in the middle of a queue costs nothing.
@@ -57,6 +62,7 @@ class Scheduler:
         self._seatings = 0
         self._chunks = 0
         self._refusal: str = ""
+        self._filled = 0.0
         self._counts: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
@@ -87,7 +93,7 @@ class Scheduler:
         sequence = self._all.get(request_id)
         if sequence is not None:
             self._counts["cancelled"] += 1
-            self._end(sequence)
+            self._end(sequence, keep=True)
             self._admit(now)
 
     def taken(self, request_id: str, now: float) -> bool:
@@ -105,9 +111,15 @@ class Scheduler:
         """Refuse new requests as Unavailable; those that were accepted go on."""
         self._refusal = reason
 
+    def limit_reuse(self, reuse: Reuse) -> None:
+        """From now on use again no more than this of what ended requests left; what they left so far is freed."""
+        self._in_flight.operate(self._prefixes.drop_all())
+        self._prefixes.reuse = reuse
+
     def lose(self, error: MeshError) -> list[Event]:
         """The pipeline is gone: every request ends with `error`, new ones are refused."""
         self._refusal = str(error)
+        self.limit_reuse(Reuse.NONE)
         events: list[Event] = [self._failed(sequence, error) for sequence in list(self._all.values())]
         return events
 
@@ -117,9 +129,12 @@ class Scheduler:
         """Frames to send now, in this order. Empty when everything waits for answers."""
         if self._queue or self._paused:
             self._admit(now)
-        frames = self._decode_frames()
+        frames: list[Rows] = []
+        while self._in_flight.operations > OPERATIONS:
+            frames.append(self._in_flight.frame([], 0, self._seatings))
+        frames += self._decode_frames()
         frames += self._chunk_frames()
-        if not frames and self._in_flight.operations_wait:
+        if not frames and self._in_flight.operations:
             frames.append(self._in_flight.frame([], 0, self._seatings))
         return frames
 
@@ -155,6 +170,12 @@ class Scheduler:
         times += [] if seated is None else [seated + self._patience_s]
         return min(times, default=None)
 
+    def look(self) -> None:
+        """Sample how many stages have work, for the statistics; to be called at even intervals."""
+        if not all(map(_rests, self._seated.values())):
+            self._counts["looks"] += 1
+            self._filled += min(len(self._in_flight) / self._options.stages, 1.0)
+
     def statistics(self) -> Statistics:
         """Counters and gauges, for readers."""
         options, counts = self._options, self._counts
@@ -164,7 +185,7 @@ class Scheduler:
             queued=len(self._queue),
             paused=len(self._paused),
             context=options.context,
-            cells_reserved=options.context - self._room.free_cells,
+            cells_reserved=options.context - self._room.free_cells - self._prefixes.cells,
             cells_live=sum(s.sent for s in self._seated.values()),
             in_flight=len(self._in_flight),
             in_flight_most=self._in_flight.most,
@@ -175,6 +196,11 @@ class Scheduler:
             failed=counts["failed"],
             cancelled=counts["cancelled"],
             pauses=counts["pauses"],
+            lanes_kept=len(self._prefixes),
+            cells_kept=self._prefixes.cells,
+            cached_tokens=counts["cached"],
+            looks=counts["looks"],
+            looks_filled=self._filled,
             rejected=dict(self._rejected),
         )
 
@@ -198,12 +224,13 @@ class Scheduler:
         What was never paused may start with less than it might need; it is the youngest, so it is the first to be
         paused. What was paused comes back when its whole need is free, so that nobody is paused again and again.
         """
-        if not self._room.free_lanes or (self._paused and sequence.phase is not Phase.PAUSED):
+        lanes = self._room.free_lanes + len(self._prefixes)
+        if not lanes or (self._paused and sequence.phase is not Phase.PAUSED):
             return 0
         left = sequence.request.max_tokens - sequence.generated
         whole = min(len(sequence.ids) + min(left, self._options.answer_reserve), self._options.context)
         least = min(len(sequence.ids) + min(left, self._options.growth), self._options.context)
-        free = self._room.free_cells
+        free = self._room.free_cells + self._prefixes.cells
         if free >= whole:
             return whole
         return least if free >= least and sequence.phase is not Phase.PAUSED else 0
@@ -217,16 +244,39 @@ class Scheduler:
                     break
                 del waiting[sequence.request.id]
                 self._seatings += 1
-                sequence.lane, sequence.reserved = self._room.take(cells), cells
+                owner = None if sequence.fresh else sequence.owner
+                grain = self._options.chunk if sequence.request.repeatable else 0
+                seat = self._prefixes.seat(sequence.ids, owner, cells, self._live(owner), grain)
+                self._in_flight.operate(seat.operations)
+                sequence.lane, sequence.reserved = seat.lane, cells
                 sequence.seating, sequence.phase, sequence.since = self._seatings, Phase.SEATED, now
-                sequence.opened, sequence.sent = False, 0
+                sequence.opened, sequence.sent, sequence.cached = False, seat.rows, seat.rows
+                sequence.begun, sequence.exact, sequence.prefilled = seat.rows, seat.exact, len(sequence.ids)
                 self._seated[sequence.lane] = sequence
 
-    def _unseat(self, sequence: Sequence) -> None:
-        if sequence.opened:
-            self._in_flight.operate(Close(sequence.lane))
-        del self._seated[sequence.lane]
-        self._room.give_back(sequence.lane)
+    def _live(self, owner: str | None) -> list[Kept]:
+        """What the lanes of an owner's other requests hold for certain."""
+        if owner is None or not self._seated:
+            return []
+        answered = self._in_flight.answered_rows()
+        same = (s for s in self._seated.values() if s.owner == owner)
+        return [self._held(s, answered.get(s.seating, s.sent), owner) for s in same]
+
+    def _held(self, sequence: Sequence, rows: int, owner: str) -> Kept:
+        chunk = sequence.request.chunk or self._options.chunk
+        exact = sequence.exact_rows(rows, chunk) if chunk == self._options.chunk else 0
+        return Kept(sequence.lane, sequence.ids[:rows], owner, exact)
+
+    def _unseat(self, sequence: Sequence, *, keep: bool = False) -> None:
+        lane, owner = sequence.lane, sequence.owner
+        del self._seated[lane]
+        if keep and owner is not None and sequence.sent:
+            rows = self._in_flight.answered_rows().get(sequence.seating, sequence.sent)
+            self._in_flight.operate(self._prefixes.keep(self._held(sequence, rows, owner), sequence.sent))
+        else:
+            self._room.give_back(lane)
+            if sequence.opened or sequence.sent:
+                self._in_flight.operate((Close(lane),))
         # No frame of the seating is current any more; what comes back for it is ignored.
         sequence.lane, sequence.seating, sequence.reserved = UNSEATED, 0, 0
 
@@ -239,10 +289,10 @@ class Scheduler:
             # Rare and short (at most one entry a lane): the oldest comes back first.
             self._paused = dict(sorted(self._paused.items(), key=lambda item: item[1].arrival))
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, *, keep: bool = False) -> None:
         del self._all[sequence.request.id]
         if sequence.phase is Phase.SEATED:
-            self._unseat(sequence)
+            self._unseat(sequence, keep=keep)
         else:
             (self._queue if sequence.phase is Phase.QUEUED else self._paused).pop(sequence.request.id)
         sequence.phase = Phase.ENDED
@@ -296,8 +346,12 @@ class Scheduler:
         return frames
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A cell for the next row; pauses the youngest lanes to make one, perhaps this one itself: then False."""
+        """A cell for the next row: of what ended requests left, or of the youngest lane, which is paused; False when
+        that is this one itself."""
         while not (more := self._room.grow(sequence.lane, self._options.growth)):
+            if operations := self._prefixes.drop_oldest():
+                self._in_flight.operate(operations)
+                continue
             youngest = max(self._seated.values(), key=lambda s: s.arrival)
             self._pause(youngest)
             if youngest is sequence:
@@ -352,19 +406,33 @@ class Scheduler:
             finish = "length"
         alternatives = _alternatives(sample) if sample.alternatives else ()
         prompt = tuple(sequence.scores) if sequence.scores and not sequence.generated else ()
+        cached = 0
+        if sequence.cached and not sequence.generated:
+            cached, sequence.cached = sequence.cached, 0
+            self._counts["cached"] += cached
         if finish:
             self._counts["finished"] += 1
-            self._end(sequence)
+            self._end(sequence, keep=True)
         else:
             sequence.ids.append(sample.token)
             sequence.unread += 1
-        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish, prompt))
+        return TokenReady(request.id, Sampled(sample.token, sample.logprob, alternatives, finish, prompt, cached))
 
     def _failed_frame(self, frame: FailedFrame, microbatch: Microbatch, now: float) -> list[Event]:
         """End the lanes at fault; others of the microbatch are computed again from their ids."""
         failure = frame.failure
         named = [self._seated[lane] for lane in failure.lanes if lane in self._seated]
         guilty = {s.request.id: s for s in named if s.seating <= microbatch.seatings}
+        for lane in {*failure.lanes, *(span.lane for span in microbatch.spans)}:
+            if lane in self._prefixes:
+                self._in_flight.operate(self._prefixes.drop(lane))
+        if failure.reason in _NOT_HELD and (misled := [s for s in guilty.values() if s.cached]):
+            # No fault of theirs: they are computed from their ids, and whatever else is kept is not trusted either.
+            self._in_flight.operate(self._prefixes.drop_all())
+            for sequence in misled:
+                del guilty[sequence.request.id]
+                sequence.fresh = True
+                self._pause(sequence)
         if not failure.lanes:
             guilty = {s.sequence.request.id: s.sequence for s in microbatch.spans if s.current}
         error: MeshError = StageError(failure.reason, f"stage {failure.stage}: {failure.message}")

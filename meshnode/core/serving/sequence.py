@@ -48,6 +48,16 @@ class Sequence:
     """Tokens delivered and not yet taken by the consumer."""
     chunked: int = 0
     """Order number of the last prefill chunk: chunks of several prompts take turns."""
+    cached: int = 0
+    """Rows that its lane held when it was seated last."""
+    begun: int = 0
+    """Rows that its lane held when it was seated last; `cached` is 0 once that was told."""
+    exact: int = 0
+    """Of these: with the bits that computing them would give (`prefixes.Kept`)."""
+    prefilled: int = 0
+    """Length of `ids` when it was seated last: what is worked off in chunks."""
+    fresh: bool = False
+    """Whether it must compute every row: what it began with was not what a stage held."""
     scores: list[Sampled] = field(default_factory=list)
     """Of a scored prompt: its tokens from the second on, as far as their rows were answered. A pause keeps them."""
     retries: int = 0
@@ -60,6 +70,17 @@ class Sequence:
     def generated(self) -> int:
         """Tokens accepted so far; the sampler's counter."""
         return len(self.ids) - len(self.request.prompt)
+
+    @property
+    def owner(self) -> str | None:
+        """Whose rows it may begin with and leaves; scores want every row computed, and in chunks of their own."""
+        return None if self.request.scored else self.request.owner
+
+    def exact_rows(self, held: int, chunk: int) -> int:
+        """Of the first `held` positions: those in whole chunks, as any prompt that begins with them has them."""
+        if self.begun == self.exact and not self.begun % chunk:
+            return min(held, self.prefilled) // chunk * chunk
+        return min(held, self.exact) // chunk * chunk
 
     def unscored(self, position: int, rows: int) -> int:
         """How many of so many rows from `position` on are followed by a token of the prompt without a score."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meshnode.io.http.answer import json_response
 from meshnode.io.http.failure import RETRY_OVERLOADED_S, Failure, Refused, dialect_of
+from meshnode.io.http.owners import owned, owner_name
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 PREFLIGHT_S: Final = 600
@@ -61,6 +63,8 @@ class Gate:
         self._access = access
         self._refused = refused
         self._keys = [_digest(key) for key in access.keys]
+        secret = secrets.token_bytes(32)
+        self._owners = {key: owner_name(secret, key) for key in self._keys}
         self._held: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +114,7 @@ class Gate:
             return
         self._held[key] += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(owned(scope, self._owners[key]), receive, send)
         finally:
             self._held[key] -= 1
             if not self._held[key]:

@@ -21,6 +21,7 @@ from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.choice import PLAIN, Choice, Delta, Reading
 from meshnode.io.http.failure import Dialect, failure_of
 from meshnode.io.http.meter import ModelMeter, Timing
+from meshnode.io.http.owners import owner_of
 from meshnode.io.http.shapes import Shape, usage
 
 FIRST_S: Final = 12.0
@@ -84,6 +85,11 @@ class Job(msgspec.Struct, frozen=True):
     reading: Reading = PLAIN
     relaxed: bool = False
     """The answer keeps to less than its schema, which was not strict."""
+    reuse: bool = True
+    """Whether a prompt may begin with what the same owner's requests left, and leave itself. False: every row of it is
+    computed."""
+    repeatable: bool = False
+    """Whether it begins only with what changes no bit of the answer."""
 
 
 class Answer(Response):
@@ -99,10 +105,13 @@ class Answer(Response):
         self._draining = draining
         self._choices = [Choice(i, model.vocabulary, job.stops, job.reading) for i in range(len(job.generations))]
         self._limiter = trio.CapacityLimiter(GENERATIONS_AT_ONCE)
+        self._owner: str | None = None
+        self._cached: dict[tuple[int, ...], int] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
         self._meter.prompt_tokens += self._job.prompt_tokens
+        self._owner = owner_of(scope) if self._job.reuse else None
         with self._draining.answering():
             ending = await self._run(receive, send)
             if ending is not None:
@@ -123,10 +132,14 @@ class Answer(Response):
 
     async def _generate(self, choice: Choice, generation: Generation, into: trio.MemorySendChannel[Event]) -> None:
         timing = Timing(self._meter, self._began)
+        repeatable = self._job.repeatable
+        generation = msgspec.structs.replace(generation, owner=self._owner, repeatable=repeatable)
         try:
             async with self._limiter, self._model.generate(generation) as tokens:
                 async for sampled in tokens:
                     timing.token(trio.current_time())
+                    if not choice.generated:
+                        self._note_cached(generation, sampled.cached)
                     delta = choice.feed(sampled)
                     if sampled.prompt:
                         delta = msgspec.structs.replace(delta, prompt=sampled.prompt)
@@ -146,9 +159,16 @@ class Answer(Response):
         await self._draining.wait()
         await into.send(Unavailable("this node is shutting down"))
 
+    def _note_cached(self, generation: Generation, tokens: int) -> None:
+        """Of several choices of one prompt the least counts, as the prompt itself counts once."""
+        self._meter.cached_tokens += tokens
+        prompt = generation.prompt
+        self._cached[prompt] = min(tokens, self._cached.get(prompt, tokens))
+
     def _counts(self) -> dict[str, Any]:
         generated = sum(choice.generated for choice in self._choices)
-        return usage(self._job.prompt_tokens, generated, sum(choice.thought for choice in self._choices))
+        thought = sum(choice.thought for choice in self._choices)
+        return usage(self._job.prompt_tokens, generated, thought, sum(self._cached.values()))
 
     async def _whole(self, events: trio.MemoryReceiveChannel[Event]) -> Response:
         """The answer, when all choices are complete."""

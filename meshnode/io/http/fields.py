@@ -56,6 +56,8 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     logit_bias: dict[str, float | bool] | list[tuple[int, float | bool]] | None = None
     ignore_eos: bool | None = None
+    cache_prompt: bool | None = None
+    """False: every token of the prompt is computed, and nothing of the request is kept for another."""
     grammar: str | None = None
     json_schema: Any = None
 

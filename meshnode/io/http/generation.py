@@ -70,6 +70,8 @@ class GenerationRoutes:
             prompt_tokens=len(prompt),
             reading=msgspec.structs.replace(reading, thinking=told, pieces=shape.dialect is Dialect.CHAT),
             relaxed=demanded.relaxed,
+            reuse=asked.cache_prompt is not False,
+            repeatable=asked.seed not in (None, -1),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
@@ -99,6 +101,8 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=sum(map(len, prompts)),
+            reuse=asked.cache_prompt is not False,
+            repeatable=asked.seed not in (None, -1),
             reading=Reading(ending=asked.scored, silent=limit == 0),
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))

@@ -1,7 +1,8 @@
 """Finds the model that a request names: answers here, or passes the request on to the node of its head.
 
 Invariant: a route about one model works on every node of the mesh, and whatever a client sent besides body, content
-type and the model's name stays on the node it was sent to: no key and no cookie crosses to another one.
+type and the model's name stays on the node it was sent to: no key and no cookie crosses to another one, only the name
+that this node made for the key.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from meshnode.io.http.answer import Draining
 from meshnode.io.http.backend import Directory, PassedRequest, ServedModel
 from meshnode.io.http.body import decode, read_body
 from meshnode.io.http.failure import model_not_found
+from meshnode.io.http.owners import OWNER_HEADER, owner_of
 from meshnode.io.http.passing import PassedOn, was_passed_on
 
 PASSED_HEADERS: Final = ("content-type", "accept")
@@ -90,5 +92,7 @@ class Lookup:
             # The sender's view was stale. Sending it further could go round in circles.
             raise Unavailable("the model moved to another node; try again")
         headers = tuple((name, request.headers[name]) for name in PASSED_HEADERS if name in request.headers)
+        if owner := owner_of(request.scope):
+            headers += ((OWNER_HEADER, owner),)
         passed = PassedRequest(request.method, path, headers, body)
         return PassedOn(self._directory, model_id, passed, self._draining)

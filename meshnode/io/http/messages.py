@@ -272,9 +272,11 @@ def _said(content: str | list[Block] | None, place: str) -> str:
 
 
 def _usage_of(counts: Json) -> Json:
-    return _usage(counts["prompt_tokens"], counts["completion_tokens"])
+    cached = counts["prompt_tokens_details"]["cached_tokens"]
+    return _usage(counts["prompt_tokens"], counts["completion_tokens"], cached)
 
 
-def _usage(prompt_tokens: int, generated: int) -> Json:
-    cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    return {"input_tokens": prompt_tokens, "output_tokens": generated, **cached}
+def _usage(prompt_tokens: int, generated: int, cached: int = 0) -> Json:
+    """Anthropic's input is without what came out of a cache; the sum is the prompt."""
+    read = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": cached}
+    return {"input_tokens": prompt_tokens - cached, "output_tokens": generated, **read}

@@ -48,6 +48,8 @@ class ModelMeter:
     whole: Histogram = field(default_factory=lambda: Histogram(WHOLE_S))
     """Seconds from the request to the last token of one generation."""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompts: not computed, because a lane held them."""
     generated_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     """Generations by how they ended: stop, length, error, left (the client, or this node, went away)."""

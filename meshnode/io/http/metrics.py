@@ -102,6 +102,9 @@ class MetricsRoutes:
                 family = page.family(f"{prefix}{name}_total", "counter", "Of generations whose head is here.")
                 for model, measured in models:
                     family(getattr(measured, field), {"model": model})
+        cached = page.family("meshnode_prompt_tokens_cached_total", "counter", "Of prompts: held by a lane already.")
+        for model, measured in models:
+            cached(measured.cached_tokens, {"model": model})
         rejected = page.family("meshnode_rejected_total", "counter", "Requests that were refused, by reason.")
         for name, count in sorted(all_counters(self._directory, meter).items()):
             if name.startswith("rejected_"):
@@ -122,6 +125,8 @@ _GAUGES: Final = (
     ("meshnode_kv_cells", "context", "Cells of the KV cache in all."),
     ("meshnode_kv_cells_reserved", "cells_reserved", "Cells that belong to a lane."),
     ("meshnode_kv_cells_live", "cells_live", "Cells that hold a position."),
+    ("meshnode_lanes_kept", "lanes_kept", "Lanes without a request that hold what an ended one left."),
+    ("meshnode_kv_cells_kept", "cells_kept", "Cells in them, freed when others need the room."),
     ("meshnode_microbatches_in_flight", "in_flight", "Microbatches without an answer."),
     ("llamacpp:requests_processing", "lanes_busy", "Requests that are computed."),
     ("llamacpp:requests_deferred", "queued", "Requests that wait."),
@@ -137,7 +142,7 @@ def _heads(page: _Page, directory: Directory) -> None:
         family = page.family(name, "gauge", what)
         for model_id, heads in sorted(found.items()):
             family(sum(getattr(head, field) for head in heads), {"model": model_id})
-    for name in ("microbatches", "failed", "cancelled", "pauses"):
+    for name in ("microbatches", "failed", "cancelled", "pauses", "looks", "looks_filled"):
         family = page.family(f"meshnode_head_{name}_total", "counter", f"Since the heads of now started: {name}.")
         for model_id, heads in sorted(found.items()):
             family(sum(getattr(head, name) for head in heads), {"model": model_id})

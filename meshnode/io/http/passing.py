@@ -18,6 +18,7 @@ from meshnode.errors import LinkLost, MeshError, PeerError, Unavailable
 from meshnode.io.http.answer import Draining, EndOfStream, EventStream, cancel_on_disconnect
 from meshnode.io.http.backend import Directory, PassedAnswer, PassedRequest
 from meshnode.io.http.failure import Dialect, dialect_of, failure_of
+from meshnode.io.http.owners import OWNER_HEADER, owned
 
 ANSWER_HEADERS: Final = frozenset(
     {
@@ -185,7 +186,9 @@ class _Bodies:
 
 def _scope(request: PassedRequest) -> dict[str, Any]:
     path, _, query = request.path.partition("?")
-    return {
+    # Under a name that no key of this node has: two nodes do not know each other's.
+    owner = next((f"passed-{value}" for name, value in request.headers if name.lower() == OWNER_HEADER), "")
+    scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -201,3 +204,4 @@ def _scope(request: PassedRequest) -> dict[str, Any]:
         "extensions": {_MARK: {}},
         "state": {},
     }
+    return dict(owned(scope, owner))

@@ -25,13 +25,13 @@ PIECE_TOKENS: Final = 256
 """Of a scored prompt in one chunk of a stream: a few milliseconds of writing between two turns of the event loop."""
 
 
-def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int) -> Json:
-    """Token counts; cached and reasoning tokens are part of the shape that clients read."""
+def usage(prompt_tokens: int, completion_tokens: int, thought_tokens: int, cached_tokens: int) -> Json:
+    """Token counts. `cached_tokens` of the prompt were not computed, because a lane held them."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": thought_tokens},
     }
 

@@ -19,6 +19,7 @@ import trio
 
 from meshnode.core.serving.events import Event, Failed, Statistics
 from meshnode.core.serving.options import UNREAD_TOKENS, ServingOptions
+from meshnode.core.serving.prefixes import Reuse
 from meshnode.core.serving.request import Generation, Sampled
 from meshnode.core.serving.scheduler import Scheduler
 from meshnode.errors import MeshError, PeerError, StageLost
@@ -125,6 +126,11 @@ class HeadPipeline:
         """Refuse new generations as Unavailable."""
         self._scheduler.drain(reason)
 
+    def limit_reuse(self, reuse: Reuse) -> None:
+        """What may be used again of ended requests; what they left so far is freed."""
+        self._scheduler.limit_reuse(reuse)
+        self._wake.set()
+
     def statistics(self) -> Statistics:
         """Counters and gauges of this run."""
         return self._scheduler.statistics()
@@ -198,6 +204,7 @@ class HeadPipeline:
         while True:
             await trio.sleep(HEARTBEAT_S)
             now = trio.current_time()
+            self._scheduler.look()
             # Twice in a row: after a halt of this process the reader gets its turn first.
             silent = silent + 1 if now - self._heard > self._silence_s else 0
             if silent >= 2:

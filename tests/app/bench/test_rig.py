@@ -191,3 +191,64 @@ async def test_r26_a_burst_of_cancels_on_real_stages_changes_no_answer(model) ->
     assert got == alone
     assert len(got) == 4
     assert (now.lanes_busy, now.queued, now.cells_reserved, now.failed) == (0, 0, 0, 0)
+
+
+async def asked(rig, prompt, owner):
+    """The tokens of one answer, and how many rows of the prompt a lane held."""
+    async with rig.pipeline.generate(msgspec.structs.replace(rig.request(prompt, 16), owner=owner)) as stream:
+        tokens = [sampled async for sampled in stream]
+    return ids(tokens), tokens[0].cached
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("stages", [1, 2, 3])
+async def test_what_a_lane_held_changes_no_answer_at_any_number_of_stages(stages, lanes) -> None:
+    run = msgspec.structs.replace(F32, lanes=lanes)
+    async with open_rig(MODEL, RigOptions(stages=stages, run=run)) as rig:
+        said, _ = await asked(rig, PROMPT, None)
+        turn = (*PROMPT, *said, 40, 41, 42)
+        prompts = [PROMPT, turn, (*PROMPT[:30], 50, 51, 52), turn]
+        cold = [await asked(rig, prompt, None) for prompt in prompts]
+        warm = [await asked(rig, prompt, "") for prompt in prompts]
+        statistics = rig.pipeline.statistics()
+        failures = [each.failures for each in await rig.statistics()]
+    assert [tokens for tokens, _ in warm] == [tokens for tokens, _ in cold]
+    assert [cached for _, cached in cold] == [0] * 4
+    # The last token of an answer was never fed; with one lane the third prompt cuts off what the fourth would need.
+    held = len(PROMPT) + 15
+    assert [cached for _, cached in warm] == [0, held, 30, 30 if lanes == 1 else len(turn) - 1]
+    assert statistics.cached_tokens == sum(cached for _, cached in warm)
+    assert failures == [0] * stages
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+async def test_recurrent_state_is_continued_and_never_cut(tmp_path, stages) -> None:
+    keys = {"attention.head_count_kv": [0, 2, 0, 2]}
+    model = factory.build(tmp_path / "m.gguf", "lfm2", layers=4, embd=128, heads=4, kv_heads=2, keys=keys)
+    async with open_rig(model, RigOptions(stages=stages, run=F32)) as rig:
+        said, _ = await asked(rig, PROMPT, None)
+        prompts = [PROMPT, (*PROMPT, *said, 40, 41, 42), (*PROMPT[:30], 50, 51, 52)]
+        cold = [await asked(rig, prompt, None) for prompt in prompts]
+        # Nobody told this head that the model cannot be cut: the stages do, and the answer is computed from its ids.
+        warm = [await asked(rig, prompt, "") for prompt in prompts]
+    assert [tokens for tokens, _ in warm] == [tokens for tokens, _ in cold]
+    assert [cached for _, cached in warm] == [0, len(PROMPT) + 15, 0]
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+async def test_who_asks_for_repeatable_answers_gets_the_bits_of_a_run_without_reuse(stages) -> None:
+    sampling = Sampling(temperature=1.5, seed=11, top_logprobs=3)
+    async with open_rig(MODEL, RigOptions(stages=stages, run=F32)) as rig:
+
+        async def drawn(prompt, owner):
+            request = rig.request(prompt, 12, sampling)
+            asked = msgspec.structs.replace(request, owner=owner, repeatable=True)
+            async with rig.pipeline.generate(asked) as stream:
+                first, *rest = [sampled async for sampled in stream]
+            return [msgspec.structs.replace(first, cached=0), *rest], first.cached
+
+        prompts = [PROMPT, PROMPT, (*PROMPT[:40], 9, 9, 9)]
+        cold = [await drawn(prompt, None) for prompt in prompts]
+        warm = [await drawn(prompt, "") for prompt in prompts]
+    assert [sampled for sampled, _ in warm] == [sampled for sampled, _ in cold]
+    assert [cached for _, cached in warm] == [0, 32, 32]

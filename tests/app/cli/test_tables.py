@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from meshnode.app.admin import InviteListing
 from meshnode.app.cli.tables import duration, invites_table, size, status_view
 from meshnode.app.cli.view import picture
+from meshnode.core.node.status import HeadLoad, StageLoad
 from tests.app.cli.statuses import DEPLOYMENT, PEER, node
 
 
@@ -104,3 +105,18 @@ def test_a_status_shows_what_is_wrong_and_who_is_to_be_spared() -> None:
         "not loaded: big: no room",
     ):
         assert words in text
+
+
+def test_a_status_shows_how_busy_a_run_and_its_stages_here_are() -> None:
+    head = HeadLoad(2, 3, 1, 4, 2000, 512, 900, 300, 77, 0.25)
+    serving = msgspec.structs.replace(DEPLOYMENT, run="beef", lanes=4)
+    busy = msgspec.structs.replace(node(serving), heads={"beef": head}, loads={"beef/1": StageLoad(0.436, 1.5)})
+    text = " ".join(drawn(status_view(busy)).split())
+    for words in (
+        "2 of 4 lanes busy, 3 queued, 1 paused",
+        "4 microbatches under way, stages without one 25 % of the busy time",
+        "2000 reserved, 512 kept of ended requests, 25 % of prompts held already",
+        "44 % 1.5",
+    ):
+        assert words in text
+    assert "BUSY" not in drawn(status_view(node(DEPLOYMENT)))

@@ -13,13 +13,18 @@ client = anthropic.Anthropic(
 )
 
 
+def used(usage: anthropic.types.Usage) -> list[int]:
+    """All of the prompt, whether it was computed or came out of a cache, and the answer."""
+    return [usage.input_tokens + (usage.cache_read_input_tokens or 0), usage.output_tokens]
+
+
 def message(ask: dict[str, Any]) -> Any:
     answer = client.messages.create(**ask)
     return {
         "text": "".join(block.text for block in answer.content),
         "stop": answer.stop_reason,
         "at": answer.stop_sequence,
-        "usage": [answer.usage.input_tokens, answer.usage.output_tokens],
+        "usage": used(answer.usage),
     }
 
 
@@ -27,8 +32,7 @@ def message_stream(ask: dict[str, Any]) -> Any:
     with client.messages.stream(**ask) as stream:
         kinds = [event.type for event in stream]
         answer = stream.get_final_message()
-    usage = [answer.usage.input_tokens, answer.usage.output_tokens]
-    return {"kinds": kinds, "text": answer.content[0].text, "stop": answer.stop_reason, "usage": usage}
+    return {"kinds": kinds, "text": answer.content[0].text, "stop": answer.stop_reason, "usage": used(answer.usage)}
 
 
 def count(ask: dict[str, Any]) -> Any:

@@ -19,12 +19,16 @@ class Head:
         self.scheduler = Scheduler(self.options, FENCE)
         self.stages = Stages(self.options.context, self.options.chunk)
         self.tokens: dict[str, list[int]] = {}
+        self.cached: dict[str, int] = {}
         self.scores: dict[str, list[Sampled]] = {}
         self.ends: dict[str, str | Exception] = {}
         self.now = 0.0
 
-    def submit(self, name: str, prompt=(1, 2, 3), max_tokens=4, *, scored=False, **sampling) -> None:
-        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), scored=scored)
+    def submit(
+        self, name: str, prompt=(1, 2, 3), max_tokens=4, *, owner=None, repeatable=False, scored=False, **sampling
+    ) -> None:
+        chosen = {"owner": owner, "repeatable": repeatable, "scored": scored}
+        request = Generation(name, tuple(prompt), max_tokens, Sampling(**sampling), **chosen)
         self.scheduler.submit(request, self.now)
         self.tokens[name] = []
         self.scores[name] = []
@@ -42,6 +46,8 @@ class Head:
             assert event.id not in self.ends, "nothing follows the end of a request"
             match event:
                 case TokenReady(name, sampled):
+                    assert not (sampled.cached and self.tokens[name]), "it comes with the first token"
+                    self.cached[name] = self.cached.get(name, 0) + sampled.cached
                     assert not (sampled.prompt and self.tokens[name]), "scores come with the first token"
                     self.scores.setdefault(name, []).extend(sampled.prompt)
                     self.tokens[name].append(sampled.token)

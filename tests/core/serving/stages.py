@@ -7,6 +7,7 @@ from collections import deque
 from meshnode.wire import limits
 from meshnode.wire.activation import (
     Close,
+    Copy,
     FailedFrame,
     Failure,
     LaneSample,
@@ -14,8 +15,10 @@ from meshnode.wire.activation import (
     Rows,
     SampledFrame,
     Score,
+    Trim,
 )
 from meshnode.wire.fence import Fence, RunId, Term
+from meshnode.wire.limits import LANE_OPERATIONS
 
 FENCE = Fence(Term(1), RunId("00" * 8))
 VOCABULARY = 1000
@@ -54,7 +57,11 @@ class Stages:
         self.waiting: deque[Rows] = deque()
         self.number = 0
         self.opens: list[Open] = []
+        self.computed = 0
+        self.cuts = True
+        """Whether a lane can be cut, or copied in part."""
         self.broken: set[int] = set()
+        self.missing: set[int] = set()
 
     def take(self, frames: list[Rows]) -> None:
         for frame in frames:
@@ -69,6 +76,8 @@ class Stages:
         if not frame.positions:
             return SampledFrame(FENCE, frame.microbatch, ())
         assert frame.tokens is not None
+        if missing := tuple(self.missing & {int(lane) for lane in frame.lanes}):
+            return FailedFrame(FENCE, frame.microbatch, Failure(1, "position_gap", "not held", missing))
         if guilty := tuple(self.broken & {int(lane) for lane in frame.lanes}):
             return self._failed(frame, guilty)
         samples = []
@@ -78,6 +87,7 @@ class Stages:
             ids = self.lanes[int(lane)]
             assert len(ids) == position, "positions of a lane are contiguous"
             ids.append(int(token))
+            self.computed += 1
             if logits and targets.get(int(lane)):
                 target = targets[int(lane)].pop(0)
                 samples.append(LaneSample(int(lane), int(position), target, score_of(ids, target)))
@@ -98,16 +108,30 @@ class Stages:
         return FailedFrame(FENCE, frame.microbatch, Failure(1, "fatal", "a decode failed", guilty))
 
     def _operate(self, frame: Rows) -> None:
+        assert len(frame.operations) <= LANE_OPERATIONS, "a frame of more would end the stream"
         for operation in frame.operations:
             match operation:
-                case Open(lane):
+                case Open(lane, keep=keep):
                     self.opens.append(operation)
-                    self.lanes[lane] = []
                     self.broken.discard(lane)
+                    self.missing.discard(lane)
+                    self._cut(lane, keep)
+                case Trim(lane, position):
+                    self._cut(lane, position)
+                case Copy(source, target, length):
+                    self.lanes[target] = list(self.lanes[source])
+                    self._cut(target, length)
                 case Close(lane):
                     self.lanes.pop(lane)
                     self.broken.discard(lane)
                 case Score():
                     pass
-                case other:
-                    raise AssertionError(other)
+
+    def _cut(self, lane: int, position: int) -> None:
+        held = self.lanes.setdefault(lane, [])
+        if position > len(held) or (position not in (0, len(held)) and not self.cuts):
+            # As io.stage.lanes does: the lane is cleared, and its rows are refused until the next Open.
+            self.missing.add(lane)
+            held.clear()
+        else:
+            del held[position:]

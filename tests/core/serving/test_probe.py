@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from meshnode.core.serving.probe import TIE, TOKENS, compare, judge, probe_requests, probe_tokens
+from meshnode.core.serving.prefixes import Reuse
+from meshnode.core.serving.probe import TIE, TOKENS, compare, judge, probe_requests, probe_tokens, reuse_of
 from meshnode.core.serving.request import Alternative, Sampled
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
@@ -47,7 +49,7 @@ def test_a_vocabulary_that_is_too_small_gives_tokens_of_its_own_all_the_same(siz
 
 
 def test_the_second_question_goes_through_the_stages_in_two_chunks() -> None:
-    whole, halves = probe_requests("p", tuple(range(TOKENS)))
+    whole, _, halves = probe_requests("p", tuple(range(TOKENS)))
     head = Head(chunk=128)
     head.scheduler.submit(whole, 0.0)
     assert [len(frame.positions) for frame in head.scheduler.next_frames(0.0)] == [16]
@@ -57,7 +59,7 @@ def test_the_second_question_goes_through_the_stages_in_two_chunks() -> None:
 
 
 def test_a_run_with_smaller_chunks_keeps_its_own() -> None:
-    _, halves = probe_requests("p", tuple(range(TOKENS)))
+    _, _, halves = probe_requests("p", tuple(range(TOKENS)))
     head = Head(chunk=4)
     head.scheduler.submit(halves, 0.0)
     assert {len(frame.positions) for frame in head.scheduler.next_frames(0.0)} == {4}
@@ -109,3 +111,23 @@ def test_a_model_with_fewer_tokens_is_asked_for_all_it_has() -> None:
     compare(clear(1, 2, 3), (1, 2, 3), "f")
     with pytest.raises(StageError):
         compare(clear(1, 2, 4), (1, 2, 3), "f")
+
+
+@pytest.mark.parametrize(("lanes", "cuts", "reuse"), [(1, True, 15), (4, True, 15), (1, False, 0), (4, False, 0)])
+def test_the_third_question_finds_its_beginning_on_a_lane_unless_the_stages_cannot_cut_one(lanes, cuts, reuse) -> None:
+    head = Head(lanes=lanes, chunk=128)
+    head.stages.cuts = cuts
+    for request in probe_requests("p", tuple(range(TOKENS))):
+        head.scheduler.submit(request, 0.0)
+        head.tokens[request.id] = []
+        head.run()
+    assert head.cached == {"p-whole": 0, "p-again": reuse, "p-halves": 0}
+    assert head.tokens["p-again"] == head.tokens["p-whole"]
+
+
+def test_what_can_be_used_again_is_what_was_and_gave_the_same() -> None:
+    whole = clear(1, 2, 3)
+    assert reuse_of(whole, msgspec.structs.replace(whole, cached=15)) is Reuse.ANY
+    assert reuse_of(whole, whole) is Reuse.WHOLE
+    assert reuse_of(whole, msgspec.structs.replace(clear(2, 1, 3), cached=15)) is Reuse.NONE
+    assert reuse_of(whole, Sampled(1, cached=15)) is Reuse.NONE

@@ -420,3 +420,19 @@ def test_answers_that_were_not_asked_for_are_the_peers_fault() -> None:
         assert head.scheduler.frame_received(Heartbeat(FENCE, 1), 0) == []
         with pytest.raises(PeerError):
             head.scheduler.frame_received(frame, 0)
+
+
+def test_looks_tell_how_many_stages_had_work_while_a_lane_was_busy() -> None:
+    head = Head(stages=4)
+    head.scheduler.look()
+    head.submit("a", max_tokens=50)
+    head.steps(1)
+    head.send()
+    head.scheduler.look()
+    now = head.scheduler.statistics()
+    assert (now.looks, now.looks_filled) == (1, 0.25)
+    for name in "bcd":
+        head.submit(name, max_tokens=50)
+    head.send()
+    head.scheduler.look()
+    assert head.scheduler.statistics().looks_filled == 1.25

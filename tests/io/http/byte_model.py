@@ -47,6 +47,8 @@ class ByteModel:
         """Those that were checked."""
         self.refuses = ""
         """What no grammar may hold."""
+        self.cached = 0
+        """Rows of a prompt that a lane is said to hold, for requests that may use them."""
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
@@ -110,8 +112,9 @@ class ByteModel:
             top = max(request.sampling.top_logprobs, 0)
             alternatives = tuple(Alternative((token + other) % 256, -0.5 - other) for other in range(top))
             logprob = -0.5 if request.sampling.top_logprobs >= 0 else None
+            cached = 0 if index or request.owner is None else min(self.cached, len(request.prompt) - 1)
             prompt = self._scores(request, top) if request.scored and not index else ()
-            yield Sampled(token, logprob, alternatives, finish, prompt)
+            yield Sampled(token, logprob, alternatives, finish, prompt, cached)
             if finish:
                 return
 

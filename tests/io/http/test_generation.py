@@ -65,6 +65,33 @@ async def test_without_max_tokens_a_chat_may_fill_the_context_and_a_completion_h
     assert model.seen[1].max_tokens == 16
 
 
+async def test_usage_tells_how_much_of_the_prompt_was_not_computed() -> None:
+    model = ByteModel("Hello.")
+    model.cached = 5
+    answer = (await chat(model)).json()
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+    several = (await complete(model, prompt=["one prompt", "another one"], n=2)).json()
+    assert several["usage"]["prompt_tokens_details"] == {"cached_tokens": 10}, "each prompt counts once"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_client_may_have_every_row_of_its_prompt_computed_and_none_kept(path: str) -> None:
+    model = ByteModel("Hello.")
+    model.cached = 5
+    for said, owner in ((False, None), (True, ""), (None, "")):
+        answer = (await asked(model, path, {**HELLO, "prompt": "hi there", "cache_prompt": said})).json()
+        assert model.seen[-1].owner == owner
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == (0 if owner is None else 5)
+
+
+@pytest.mark.parametrize(("seed", "repeatable"), [(None, False), (-1, False), (0, True), (7, True)])
+async def test_who_gives_a_seed_gets_the_same_bits_again(seed: int | None, repeatable: bool) -> None:
+    model = ByteModel()
+    await chat(model, seed=seed)
+    await complete(model, prompt="hi", seed=seed)
+    assert [request.repeatable for request in model.seen] == [repeatable] * 2
+
+
 async def test_sampling_fields_reach_the_head() -> None:
     model = ByteModel()
     await chat(

@@ -70,6 +70,15 @@ async def test_a_message_has_the_shape_of_anthropics() -> None:
     assert answer["usage"]["output_tokens"] == 7
 
 
+async def test_what_came_out_of_a_cache_is_not_in_the_input_tokens() -> None:
+    model = ByteModel("Hello.")
+    computed = (await message(model)).json()["usage"]
+    model.cached = 5
+    usage = (await message(model)).json()["usage"]
+    assert (usage["cache_read_input_tokens"], usage["cache_creation_input_tokens"]) == (5, 0)
+    assert usage["input_tokens"] == computed["input_tokens"] - 5
+
+
 async def test_the_reason_for_the_end_is_told() -> None:
     cut = (await message(ByteModel("Hello."), max_tokens=2)).json()
     stopped = (await message(ByteModel("Hello."), stop_sequences=["zz", "lo"])).json()

@@ -8,6 +8,7 @@ import trio
 
 from meshnode.errors import LinkLost, StageLost
 from meshnode.io.http import server
+from meshnode.io.http.access import Access
 from meshnode.io.http.backend import PassedAnswer, PassedRequest
 from meshnode.io.http.endpoint import build_endpoint
 from meshnode.io.http.passing import answer_here
@@ -109,3 +110,27 @@ async def test_what_the_caller_raises_comes_out_as_it_was() -> None:
     with trio.fail_after(30), pytest.raises(LinkLost, match="gone"):
         await _lose_in(answer_here(passed, request))
     assert model.lanes == 0
+
+
+async def test_r84_a_key_has_an_owner_of_its_own_at_the_head_and_no_client_can_choose_it() -> None:
+    mesh, access = TwoNodes(), Access(keys=frozenset({"one", "two"}))
+    async with serving(mesh.joiner, access=access) as running, running.client() as client:
+        for key in ("one", "two", "one"):
+            headers = {"x-api-key": key, "x-meshnode-owner": "chosen"}
+            await client.post("/v1/chat/completions", json=HELLO, headers=headers)
+    first, second, third = [request.owner or "" for request in mesh.model.seen]
+    assert first == third != second
+    sent = [value for request in mesh.requests for _, value in request.headers]
+    assert not {"one", "two", "chosen"} & {first, second, *sent}
+    async with serving(mesh.head, access=access) as running, running.client() as client:
+        headers = {"x-api-key": "one", "x-meshnode-owner": "chosen"}
+        await client.post("/v1/chat/completions", json=HELLO, headers=headers)
+    assert mesh.model.seen[-1].owner not in (first, second, "", "chosen")
+
+
+async def test_without_keys_all_clients_are_one_owner_wherever_they_ask() -> None:
+    mesh = TwoNodes()
+    for directory in (mesh.joiner, mesh.head):
+        async with serving(directory) as running, running.client() as client:
+            await client.post("/v1/chat/completions", json=HELLO, headers={"x-meshnode-owner": "chosen"})
+    assert [request.owner for request in mesh.model.seen] == ["", ""]

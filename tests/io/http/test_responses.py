@@ -75,6 +75,12 @@ async def test_a_conversation_is_the_chat_of_its_items() -> None:
     assert bytes(model.seen[0].prompt[1:]) == b"system: short\nuser: a\nassistant: b\nuser: c\nassistant:"
 
 
+async def test_usage_tells_what_came_out_of_a_cache() -> None:
+    model = ByteModel("Hello.")
+    model.cached = 5
+    assert (await respond(model)).json()["usage"]["input_tokens_details"] == {"cached_tokens": 5}
+
+
 async def test_what_max_output_tokens_cut_off_is_incomplete_streamed_or_not() -> None:
     whole = (await respond(ByteModel("Hello"), max_output_tokens=2)).json()
     assert (whole["status"], whole["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
