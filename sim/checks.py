@@ -90,7 +90,7 @@ class Checks:
         """Nodes of which everybody knows that their key runs twice."""
         self.linked_at: dict[NodeId, float] = {}
         """Since when a copy and its original both have links."""
-        self.applied = self.plans = 0
+        self.applied = self.plans = self.plans_of_members = 0
         self.judged: dict[tuple[NodeId, bytes, bytes], Body | None] = {}
         self.heard: Callable[[Machine, NodeId, Entry], None] | None = None
         """Told of every entry that a roster takes up or changes: how the report measures."""
@@ -183,6 +183,7 @@ class Checks:
     def _planned(self, machine: Machine, effect: do.MakePlan) -> None:
         assert machine.mediator is not None
         self.plans += 1
+        self.plans_of_members += machine.node not in self.world.mint.revoked
         planned = self.lives[machine.at].planned[effect.deployment]
         planned.append(self.world.now)
         if len(planned) == PLANS and planned[-1] - planned[0] < PLANS_S:

@@ -95,6 +95,10 @@ class ServedRun:
         """The prompt of a chat."""
         return await self.model.tokenizer.render(conversation)
 
+    async def check_grammar(self, grammar: str, *, gbnf: bool = False) -> str:
+        """The grammar as stages read it."""
+        return await self.model.tokenizer.check_grammar(grammar, gbnf=gbnf)
+
     def statistics(self) -> Statistics:
         """Of its head."""
         return self.pipeline.statistics()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,37 +23,58 @@ from meshnode.io.transport.tls import check_stage_peer, stage_context
 from meshnode.wire.activation import Open
 from meshnode.wire.stage_protocol import LoadStage
 
-
-def load_engine(what: LoadStage, progress: Callable[[float], bool]) -> Engine:
-    """The slice of `what` on llama.cpp. Raises ModelError, StageError."""
-    from meshnode.io.llama.engine import EngineOptions, SliceEngine
-
-    options = EngineOptions(
-        context=what.options.context,
-        lanes=what.options.lanes,
-        chunk=what.options.chunk,
-        kv_type=what.options.kv_type,
-        flash_attention=what.options.flash_attention,
-        threads=what.threads,
-        kv_unified=what.options.kv_unified,
-    )
-    engine = SliceEngine.load(
-        Path(what.slice_path),
-        Path(what.embedding_path) if what.embedding_path else None,
-        options,
-        first=what.stage == 0,
-        last=what.stage == what.stages - 1,
-        progress=progress,
-    )
-    # The engine names its own type of microbatch, which has the same fields as the frame's.
-    return cast(Engine, engine)
+if TYPE_CHECKING:
+    from meshnode.io.llama.engine import SliceEngine
+    from meshnode.io.llama.grammar import AwaitedConstraint, GrammarThread
 
 
-def make_sampler(opened: Open, vocabulary: int) -> Sampler:
-    """The sampler chain of a lane."""
-    from meshnode.io.llama.sampler import LaneSampler
+class Native:
+    """The slice on llama.cpp, and what is made of its vocabulary."""
 
-    return LaneSampler(opened.sampling, vocabulary, opened.window, opened.generated)
+    def __init__(self) -> None:
+        self._engine: SliceEngine | None = None
+        self._grammars: GrammarThread | None = None
+
+    def load_engine(self, what: LoadStage, progress: Callable[[float], bool]) -> Engine:
+        """The slice of `what`. Raises ModelError, StageError."""
+        from meshnode.io.llama.engine import EngineOptions, SliceEngine
+
+        options = EngineOptions(
+            context=what.options.context,
+            lanes=what.options.lanes,
+            chunk=what.options.chunk,
+            kv_type=what.options.kv_type,
+            flash_attention=what.options.flash_attention,
+            threads=what.threads,
+            kv_unified=what.options.kv_unified,
+        )
+        self._engine = self._grammars = None
+        self._engine = SliceEngine.load(
+            Path(what.slice_path),
+            Path(what.embedding_path) if what.embedding_path else None,
+            options,
+            first=what.stage == 0,
+            last=what.stage == what.stages - 1,
+            progress=progress,
+        )
+        # The engine names its own type of microbatch, which has the same fields as the frame's.
+        return cast(Engine, self._engine)
+
+    def make_sampler(self, opened: Open, vocabulary: int) -> Sampler:
+        """The sampler chain of a lane. Raises StageError."""
+        from meshnode.io.llama.sampler import LaneSampler
+
+        constraint = self._constrain(opened) if opened.sampling.grammar else None
+        return LaneSampler(opened.sampling, vocabulary, opened.window, opened.generated, constraint)
+
+    def _constrain(self, opened: Open) -> AwaitedConstraint:
+        """The first grammar of a run makes what is needed for it: most runs never see one."""
+        from meshnode.io.llama.grammar import GrammarThread
+
+        assert self._engine is not None, "a lane opens on a loaded slice"
+        if self._grammars is None:
+            self._grammars = GrammarThread(self._engine.tokens)
+        return self._grammars.constrain(opened.sampling.grammar, opened.accepted)
 
 
 def main() -> None:
@@ -64,4 +85,5 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     build = f"llama-cpp-python {version('llama-cpp-python')}"
-    run(connection, Wiring(build, load_engine, make_sampler, stage_context, check_stage_peer))
+    native = Native()
+    run(connection, Wiring(build, native.load_engine, native.make_sampler, stage_context, check_stage_peer))

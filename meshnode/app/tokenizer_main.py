@@ -14,16 +14,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import InvalidRequest, ModelError, StageError
 from meshnode.io.llama.chat_template import ChatTemplate
 from meshnode.io.llama.vocabulary import LoadedVocabulary
 from meshnode.io.stage.tokenizer_protocol import (
     LENGTH_BYTES,
     MESSAGE_BYTES,
+    Check,
+    Checked,
     Described,
     Open,
     Refused,
@@ -39,6 +42,11 @@ from meshnode.io.stage.tokenizer_protocol import (
     fits,
 )
 
+if TYPE_CHECKING:
+    from meshnode.io.llama.grammar import Grammars
+
+GRAMMAR_MEMORY: Final = 1024**3
+"""Address space that the table of tokens and a grammar may add: 60 MB and, for the worst that was found, 180 MB."""
 TEMPLATE_MEMORY: Final = 512 * 1024**2
 """Address space that rendering may add: a template that fills memory ends here, not in the machine's last page."""
 
@@ -49,6 +57,8 @@ class TokenizerProcess:
     def __init__(self) -> None:
         self._vocabulary: LoadedVocabulary | None = None
         self._template: ChatTemplate | None = None
+        self._described: Vocabulary | None = None
+        self._grammars: Grammars | None = None
 
     def answer(self, request: Request) -> Reply | None:
         """The reply; None after Shutdown."""
@@ -62,6 +72,9 @@ class TokenizerProcess:
                 case Render() if self._template is not None:
                     with _limited_memory(TEMPLATE_MEMORY):
                         return Rendered(self._template.render(request.conversation))
+                case Check() if self._described is not None:
+                    with _limited_memory(GRAMMAR_MEMORY):
+                        return self._check(request)
                 case Shutdown():
                     return None
                 case _:
@@ -75,9 +88,20 @@ class TokenizerProcess:
 
     def _open(self, path: Path) -> Described:
         self._vocabulary = LoadedVocabulary(path)
-        described = self._vocabulary.describe()
+        described = self._described = self._vocabulary.describe()
         self._template = ChatTemplate(described)
         return Described(described)
+
+    def _check(self, request: Check) -> Checked:
+        """StageError(GRAMMAR_REFUSED) for a grammar that cannot be kept to."""
+        from meshnode.io.llama.grammar import Grammars, translated
+
+        assert self._described is not None, "asked after Open"
+        if self._grammars is None:
+            self._grammars = Grammars(self._described)
+        grammar = translated(request.grammar) if request.gbnf else request.grammar
+        self._grammars.check(grammar)
+        return Checked(grammar)
 
 
 @contextmanager

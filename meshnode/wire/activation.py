@@ -28,7 +28,7 @@ from meshnode.errors import PeerError
 from meshnode.wire import limits
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.rowcodec import Dtype, Floats, pack, payload_bytes, unpack
-from meshnode.wire.sampling import MAX_TOP, Sampling
+from meshnode.wire.sampling import CONSTRAINED_TOKENS, MAX_TOP, Sampling
 
 MAGIC: Final = b"MNAF"
 VERSION: Final = 1
@@ -41,7 +41,8 @@ _FLAG_LOGITS: Final = 1
 
 META_BYTES: Final = 512 * limits.KIB
 """Lane operations, samples or a failure. One Open takes at most 34 KiB (4096 window ids, 1024 biases), so that a frame
-holds 14 of the largest kind and all 64 lanes of the usual one; 512 samples of 20 alternatives take 170 KiB."""
+holds 14 of the largest kind and all 64 lanes of the usual one; with a grammar (64 KiB) and the 65,536 ids that were
+generated under it 418 KiB: a frame of the head holds one Open. 512 samples of 20 alternatives take 170 KiB."""
 INLINE_BYTES: Final = 64 * limits.KIB
 """Up to here one joined buffer is cheaper than several sends; a single decode row is far below."""
 MAX_WINDOW: Final = 4096
@@ -62,7 +63,7 @@ class LaneOperation(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
     """Something a stage does to a lane before it computes the rows of the frame."""
 
 
-class Open(LaneOperation, frozen=True):
+class Open(LaneOperation, frozen=True, omit_defaults=True):
     """Set up the lane's sampler and keep only its first `keep` positions; the next row has position `keep`."""
 
     lane: int
@@ -73,6 +74,8 @@ class Open(LaneOperation, frozen=True):
     """How many ids were generated before: the draw of the next one is number `generated`."""
     keep: int = 0
     """0: a fresh lane. Otherwise a prefix that a former request (or a Copy in front of this) left there."""
+    accepted: tuple[int, ...] = ()
+    """All ids that were generated before, where the sampling has a grammar: they are where in it the answer stands."""
 
 
 class Trim(LaneOperation, frozen=True):
@@ -339,10 +342,12 @@ def _checked_operations(operations: tuple[AnyOperation, ...]) -> tuple[AnyOperat
     _require(len(operations) <= limits.LANE_OPERATIONS, "too many lane operations")
     for operation in operations:
         match operation:
-            case Open(lane, sampling, window, generated, keep):
+            case Open(lane, sampling, window, generated, keep, accepted):
                 _require(_is_lane(lane) and 0 <= generated <= _POSITIONS and 0 <= keep <= _POSITIONS, "a bad Open")
                 _require(len(window) <= MAX_WINDOW and all(0 <= t <= _POSITIONS for t in window), "a bad window")
                 _require(not sampling.defect(), "impossible sampling parameters")
+                _require(len(accepted) in (0, generated) and all(0 <= t <= _POSITIONS for t in accepted), "a bad Open")
+                _require(len(accepted) <= CONSTRAINED_TOKENS, "a bad Open")
             case Trim(lane, position):
                 _require(_is_lane(lane) and 0 <= position <= _POSITIONS, "a Trim out of range")
             case Copy(source, target, length):

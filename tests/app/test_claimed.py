@@ -14,7 +14,7 @@ from meshnode.app.hops import HopSeats
 from meshnode.app.shelf import LocalModel, Shelf, needed_bytes
 from meshnode.app.stages import Hosting, Post, Stages
 from meshnode.core.coordination.run import Run
-from meshnode.core.node.deployments import claim_of, hops_of
+from meshnode.core.node.claims import claim_of, hops_of
 from meshnode.core.node.effects import Kept
 from meshnode.core.node.events import Event, StageReported
 from meshnode.core.planning import Demand, DeploymentId, Inventory, NodeInventory, Plan, make_plan

@@ -264,6 +264,37 @@ class Responses:
         assert "".join(pieces) == found["text"] == EXPECTED_ANSWER
 
 
+class Structured:
+    """Clients that ask for answers of a schema, and read them."""
+
+    SCHEMA = {  # noqa: RUF012 - never changed
+        "title": "answer",
+        "type": "object",
+        "properties": {
+            "word": {"type": "string", "enum": ["node", "stage", "lane"]},
+            "sizes": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 3},
+            "sure": {"type": ["boolean", "null"]},
+        },
+        "required": ["word", "sizes", "sure"],
+        "additionalProperties": False,
+    }
+
+    def test_an_answer_keeps_to_its_schema_however_it_is_drawn(self, client: Actor) -> None:
+        for seed in range(3):
+            found = client.do("structured", **asking(temperature=1.9, seed=seed), schema=self.SCHEMA)
+            assert sorted(found) == ["sizes", "sure", "word"]
+            assert found["word"] in ("node", "stage", "lane")
+            assert found["sure"] in (True, False, None)
+            assert len(found["sizes"]) <= 3
+            assert all(isinstance(size, int) and 0 <= size <= 99 for size in found["sizes"])
+
+    def test_a_schema_that_cannot_be_enforced_raises_what_its_users_catch(self, client: Actor) -> None:
+        unenforced = {**self.SCHEMA, "not": {"required": ["word"]}}
+        refused = refusal(client, "structured", **asking(), schema=unenforced)
+        assert (refused.status, "BadRequestError" in refused.kinds) == (400, True)
+        assert "not" in refused.message
+
+
 class Logprobs:
     """Clients that show log-probabilities of a chat."""
 

@@ -24,7 +24,9 @@ def client(mesh: RealMesh) -> Iterator[Actor]:
         yield actor
 
 
-class TestLangChainOpenAI(contract.Chat, contract.Logprobs, contract.StreamedLogprobs, contract.Completions):
+class TestLangChainOpenAI(
+    contract.Chat, contract.Structured, contract.Logprobs, contract.StreamedLogprobs, contract.Completions
+):
     def test_several_choices_come_of_one_call(self, client: Actor) -> None:
         texts = client.do("several", **asking("A node", temperature=1.9, max_tokens=20, seed=11, n=3))
         assert len(set(texts)) == 3

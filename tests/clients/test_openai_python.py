@@ -30,6 +30,7 @@ class Everything(
     contract.Choices,
     contract.Patience,
     contract.Responses,
+    contract.Structured,
     contract.Logprobs,
     contract.StreamedLogprobs,
     contract.LegacyRoute,

@@ -43,7 +43,7 @@ def byte_letters():
     return [letters[byte] if byte in letters else chr(next(spare)) for byte in range(256)]
 
 
-def add_tokenizer(writer, vocabulary, fim=()):
+def add_tokenizer(writer, vocabulary, fim=(), template=""):
     """A byte-level BPE without useful merges; padded with unused tokens up to `vocabulary`."""
     letters = byte_letters()
     tokens = [*SPECIALS, *letters]
@@ -60,7 +60,7 @@ def add_tokenizer(writer, vocabulary, fim=()):
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(4)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(template or CHAT_TEMPLATE)
     for name, token in zip(("pre", "suf", "mid"), fim, strict=False):
         writer.add_uint32(f"tokenizer.ggml.fim_{name}_token_id", token)
     return len(tokens)
@@ -141,11 +141,13 @@ def build(
     nextn=0,
     shards=1,
     fim=(),
+    template="",
 ):
     """Write a random model to `path` and return the path of its (first) file.
 
     `kind` is the type of its matrices, `keys` more or other keys under the architecture (None leaves one out), `nextn`
-    prediction blocks behind the layers, `shards` files, `fim` the tokens before a prefix, a suffix and what is between.
+    prediction blocks behind the layers, `shards` files, `fim` the tokens before a prefix, a suffix and what is between,
+    `template` that of chats.
     """
     path, shape = Path(path), SHAPES[arch]
     if arch == "gpt2":
@@ -154,7 +156,7 @@ def build(
     writer = gguf.GGUFWriter(str(path), arch, **per_file)
     # llama.cpp gives tokens of models with phi in their name a special meaning, and wants them to exist.
     writer.add_name("tiny" if "phi" in path.stem else path.stem)
-    vocabulary = add_tokenizer(writer, vocabulary, fim)
+    vocabulary = add_tokenizer(writer, vocabulary, fim, template)
     head = embd // heads
     sizes = {
         "E": embd,

@@ -10,13 +10,14 @@ from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
 from meshnode.core.node.deployments import Deployment
 from meshnode.core.planning.inventory import Inventory
+from meshnode.wire.demand import Demand, DeploymentId
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.messages import Announce, Grant, Pong
 from sim.checks import INSTANT, PLANS, Violation
 from sim.machine import Machine
 from sim.profiles import CALM
 from sim.trial import populate
-from sim.world import World
+from sim.world import World, footprint
 
 
 def settled(nodes: int = 3) -> tuple[World, list[Machine]]:
@@ -134,6 +135,17 @@ def test_a_node_that_plans_without_pause_is_found() -> None:
 
     with pytest.raises(Violation, match="restless"):
         world.checks.obeys(one, plan)
+
+
+def test_plans_of_who_was_revoked_are_not_the_meshs() -> None:
+    world, (one, two, _) = settled()
+    world.mint.revoke([two.node])
+    plan = do.MakePlan("d", 1, Demand(DeploymentId("d"), 1, one.node, "", "model"), footprint(), Inventory(()))
+
+    for machine in (one, two, two):
+        world.checks.obeys(machine, plan)
+
+    assert (world.checks.plans, world.checks.plans_of_members) == (3, 1)
 
 
 def test_a_node_that_asks_again_for_a_plan_of_what_gave_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from meshnode.wire.activation import (
 )
 from meshnode.wire.fence import Fence, RunId, Term
 from meshnode.wire.rowcodec import Dtype
-from meshnode.wire.sampling import Sampling
+from meshnode.wire.sampling import CONSTRAINED_TOKENS, GRAMMAR_BYTES, MAX_BIASES, Sampling
 
 FENCE = Fence(Term(7), RunId("0123456789abcdef"))
 CHANGES = (Close(3), Open(1, Sampling(temperature=0.5, seed=9), (5, 6), 2), Trim(2, 40), Copy(2, 0, 16))
@@ -181,6 +181,15 @@ def test_a_frame_of_operations_only_comes_back():
     assert back.activations is None
 
 
+def test_the_largest_open_fits_a_frame_and_its_failure():
+    sampling = Sampling(grammar="x" * GRAMMAR_BYTES, logit_bias=((2**31 - 1, 0.1),) * MAX_BIASES)
+    ids = (2**31 - 1,) * CONSTRAINED_TOKENS
+    largest = Open(0, sampling, ids[:4096], CONSTRAINED_TOKENS, 2**31 - 1, ids)
+    assert unwire(wire(rows_frame(0, operations=(largest,)))).operations == (largest,)
+    failed = FailedFrame(FENCE, 1, Failure(1, "x" * 64, "é" * 1024, tuple(range(64)), (largest,)))
+    assert unwire(wire(failed)) == failed
+
+
 @pytest.mark.parametrize(
     "operation",
     [
@@ -190,6 +199,10 @@ def test_a_frame_of_operations_only_comes_back():
         Open(0, Sampling(), (-1,)),
         Open(0, Sampling(), (1,) * 4097),
         Open(0, Sampling(), (), -1),
+        Open(0, Sampling(grammar="x" * (GRAMMAR_BYTES + 1))),
+        Open(0, Sampling(grammar="x"), (), 2, 0, (5,)),
+        Open(0, Sampling(grammar="x"), (), 1, 0, (-5,)),
+        Open(0, Sampling(grammar="x"), (), CONSTRAINED_TOKENS + 1, 0, (1,) * (CONSTRAINED_TOKENS + 1)),
         Trim(0, -1),
         Trim(-1, 0),
         Copy(1, 1, 5),

@@ -6,7 +6,7 @@ import msgpack
 import msgspec
 import pytest
 
-from meshnode.wire.sampling import MAX_BIASES, MAX_TOP, Sampling
+from meshnode.wire.sampling import GRAMMAR_BYTES, MAX_BIASES, MAX_TOP, Sampling
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ from meshnode.wire.sampling import MAX_BIASES, MAX_TOP, Sampling
         {"repeat_penalty": 100.0, "frequency_penalty": -100.0, "presence_penalty": 100.0, "penalty_window": 4096},
         {"seed": 2**64 - 1, "top_logprobs": MAX_TOP},
         {"logit_bias": ((0, -1e9),) * MAX_BIASES},
+        {"grammar": "é" * (GRAMMAR_BYTES // 2)},
     ],
 )
 def test_what_a_request_may_ask_for_has_no_defect_and_travels(changes: dict[str, object]) -> None:
@@ -40,6 +41,7 @@ BEYOND: list[tuple[str, list[object]]] = [
     ("seed", [-1, 2**64]),
     ("top_logprobs", [-2, MAX_TOP + 1]),
     ("logit_bias", [((0, 1.0),) * (MAX_BIASES + 1)]),
+    ("grammar", ["é" * (GRAMMAR_BYTES // 2) + "x"]),
 ]
 
 

@@ -19,7 +19,8 @@ from meshnode.core.coordination.run import Run, State
 from meshnode.core.membership.membership import Membership
 from meshnode.core.node import effects as do
 from meshnode.core.node import events as on
-from meshnode.core.node.deployments import DRAIN_S, MAKE_ROOM_S, Deployment, Draw, Place
+from meshnode.core.node.claims import Draw
+from meshnode.core.node.deployments import DRAIN_S, MAKE_ROOM_S, Deployment, Place
 from meshnode.core.node.outbox import Outbox
 from meshnode.core.node.participant import is_silent
 from meshnode.core.node.register import Register

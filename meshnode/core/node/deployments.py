@@ -11,29 +11,31 @@ a plan in the making, or a time or change that starts the next plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
 
-from meshnode.core.coordination.orders import Ended, Hops
+from meshnode.core.coordination.orders import Ended
 from meshnode.core.coordination.rules import COORDINATION_RULES, CoordinationRules
 from meshnode.core.coordination.run import Run, State
+from meshnode.core.node.claims import Draw, claim_of, hops_of, plan_of
 from meshnode.core.planning.footprint import ModelFootprint
 from meshnode.core.planning.hysteresis import LASTING_S, better
 from meshnode.core.planning.inventory import Inventory, NodeInventory
-from meshnode.core.planning.plan import Plan, StagePlan
+from meshnode.core.planning.plan import Plan
 from meshnode.core.planning.prediction import predicted
 from meshnode.core.planning.shortfall import Shortfall
-from meshnode.identity.certificates import head_name, stage_name
 from meshnode.identity.ids import NodeId
 from meshnode.wire.demand import Demand
 from meshnode.wire.fence import Fence, Term, run_id
-from meshnode.wire.messages import Claim, ClaimedStage, RunOptions
+from meshnode.wire.messages import Claim
 
 SETTLE_S = 0.2
 """A change of the inventory waits this long for the next one, so that three joining nodes make one plan."""
+SETTLE_MAX_S = 1.0
+"""From the first change at most: where thirty nodes announce themselves, the next change always comes in time."""
 LOOK_S = 5.0
 """While a run serves, its plan is compared with a new one at most so often: announcements change all the time."""
 SPARE_S = 1.0
@@ -54,8 +56,6 @@ MAKE_ROOM_S = 60.0
 """The same where nothing serves meanwhile: whoever waits for an answer is not told 503 for longer than that."""
 KEEP_S = 10.0
 """Slices of a broken run wait so long to be taken over: a plan takes milliseconds, a refused claim a second or two."""
-CHUNK = 128
-"""Rows of a prefill chunk: measured best of 64, 128, 512 over two stages (SERVING, prefill)."""
 ROOM_S = 10.0
 """A refusal's word on free memory stands against the announcement so long: two rounds of anti-entropy bring a newer
 one."""
@@ -66,8 +66,6 @@ BLAMELESS = frozenset(
 
 _PRESENT = frozenset({"", "draining", "failed"})
 """Exclusions of nodes that can still do what they did before."""
-
-Draw = Callable[[int], bytes]
 
 
 class Phase(Enum):
@@ -115,6 +113,8 @@ class Deployment:
     former: dict[Fence, Run] = field(default_factory=dict)
     """Runs that drain, or broke and wait to be taken over."""
     planning: bool = False
+    settled_by: float | None = None
+    """When the changes since the last plan are not waited with any more."""
     news: bool = False
     """Something changed while a plan was in the making."""
     serial: int = 0
@@ -197,7 +197,8 @@ class Deployment:
             if self.plan_at is None or ((urgent or self.better_since is not None) and at < self.plan_at):
                 self.plan_at = at
         elif self.plan_at is None or self.failures == 0 or self.short:
-            self.plan_at = now + SETTLE_S
+            self.settled_by = now + SETTLE_MAX_S if self.settled_by is None else self.settled_by
+            self.plan_at = min(now + SETTLE_S, self.settled_by)
 
     def wake_at(self) -> float | None:
         """When `due` will say so."""
@@ -209,7 +210,7 @@ class Deployment:
             return False
         if self.current is None:
             self.place, self.news = Place.INSTEAD, False
-        self.looked_at = now
+        self.looked_at, self.settled_by = now, None
         self.planning, self.plan_at, self.serial = True, None, self.serial + 1
         return True
 
@@ -382,7 +383,7 @@ class Deployment:
                 self.former[run.fence] = run
                 run.keep(now, KEEP_S)
             self.failures = 0
-            self.plan_at, self.news = now + SETTLE_S, self.news or self.planning
+            self.plan_at, self.settled_by, self.news = now + SETTLE_S, None, self.news or self.planning
         else:
             self.former.pop(run.fence, None)
             if end.reason == "replaced":
@@ -426,72 +427,3 @@ class Deployment:
         share = 1 + int.from_bytes(draw(2), "big") / 65536
         most = LEARNED_S if end.reason in LEARNED else RETRY_MAX_S
         self.plan_at = now + min(RETRY_MIN_S * share * 2 ** min(self.failures - 1, 16), most)
-
-
-def claim_of(plan: Plan, fence: Fence, coordinator: NodeId, layers: int, releases: Fence | None) -> Claim:
-    """The claim that asks for exactly what `plan` uses."""
-    stages = tuple(
-        ClaimedStage(
-            stage=index,
-            node=stage.node,
-            first=stage.first,
-            last=stage.last,
-            weight_bytes=stage.weight_bytes + stage.embedding_bytes + stage.output_bytes,
-            kv_bytes=stage.kv_bytes + stage.state_bytes,
-            reserved_bytes=stage.total_bytes,
-        )
-        for index, stage in enumerate(plan.stages)
-    )
-    options = RunOptions(plan.context, plan.lanes, CHUNK, plan.kv_type, plan.flash_attention)
-    return Claim(
-        fence=fence,
-        deployment=plan.deployment,
-        model=plan.model,
-        manifest_digest=plan.manifest_digest,
-        plan_digest=plan.digest,
-        coordinator=coordinator,
-        layers=layers,
-        options=options,
-        stages=stages,
-        releases=releases,
-    )
-
-
-def plan_of(claim: Claim, demand: Demand) -> Plan:
-    """The plan that `claim_of` makes `claim` of, as far as a claim tells it."""
-    stages = tuple(
-        StagePlan(
-            node=stage.node,
-            name="",
-            first=stage.first,
-            last=stage.last,
-            weight_bytes=stage.weight_bytes,
-            kv_bytes=stage.kv_bytes,
-            state_bytes=0,
-            embedding_bytes=0,
-            output_bytes=0,
-            reserve_bytes=stage.reserved_bytes - stage.weight_bytes - stage.kv_bytes,
-            usable_bytes=stage.reserved_bytes,
-        )
-        for stage in claim.stages
-    )
-    options = claim.options
-    return Plan(
-        deployment=demand.deployment,
-        demand_version=demand.version,
-        manifest_digest=claim.manifest_digest,
-        model=claim.model,
-        coordinator=claim.stages[0].node,
-        stages=stages,
-        context=options.context,
-        lanes=options.lanes,
-        kv_type=options.kv_type,
-        flash_attention=options.flash_attention,
-    )
-
-
-def hops_of(claim: Claim, draw: Draw) -> Hops:
-    """Fresh hop tokens and the certificate names of both ends of every hop."""
-    run = claim.fence.run
-    names = (*(stage_name(s.stage, run, s.node) for s in claim.stages), head_name(run, claim.coordinator))
-    return Hops(tuple(draw(16) for _ in names), names)

@@ -51,6 +51,8 @@ class Call(msgspec.Struct, frozen=True):
     name: str
     arguments: str
     """A JSON object."""
+    more: bool = False
+    """The arguments go on with those of the call before, which has the same name."""
 
 
 def format_of(template: str) -> Format | None:

@@ -146,7 +146,8 @@ class InFlight:
             biases = (*self._no_end, *sampling.logit_bias)[:MAX_BIASES]
             sampling = msgspec.structs.replace(sampling, logit_bias=biases)
         window = sequence.ids[-sampling.penalty_window :] if sampling.penalty_window else ()
-        return Open(sequence.lane, sampling, tuple(window), sequence.generated, sequence.sent)
+        accepted = tuple(sequence.ids[-sequence.generated :]) if sampling.grammar and sequence.generated else ()
+        return Open(sequence.lane, sampling, tuple(window), sequence.generated, sequence.sent, accepted)
 
 
 def _rows(fence: Fence, number: int, operations: tuple[AnyOperation, ...], spans: tuple[Span, ...]) -> Rows:

@@ -39,6 +39,7 @@ from meshnode.errors import (
 from meshnode.wire.activation import Close, FailedFrame, Frame, LaneSample, Rows, SampledFrame
 from meshnode.wire.fence import Fence
 from meshnode.wire.limits import SCORED_ROWS
+from meshnode.wire.sampling import GRAMMAR_REFUSED
 
 _NOT_HELD = ("position_gap", "trim_refused", "bad_copy")
 """Reasons of a failure (docs/protocols/activation.md) when a stage has not what a lane was to begin with."""
@@ -434,7 +435,9 @@ class Scheduler:
                 self._pause(sequence)
         if not failure.lanes:
             guilty = {s.sequence.request.id: s.sequence for s in microbatch.spans if s.current}
-        error = StageError(failure.reason, f"stage {failure.stage}: {failure.message}")
+        error: MeshError = StageError(failure.reason, f"stage {failure.stage}: {failure.message}")
+        if failure.reason == GRAMMAR_REFUSED:
+            error = InvalidRequest(f"the answer cannot go on as was asked: {failure.message}")
         events: list[Event] = [self._failed(sequence, error) for sequence in guilty.values()]
         for span in microbatch.spans:
             if not span.current:

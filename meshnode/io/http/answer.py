@@ -6,7 +6,7 @@ error all end them, and with them their lanes, at once; nothing depends on a gen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ GENERATIONS_AT_ONCE: Final = 4
 EVENTS: Final = 64
 """Deltas that wait for a slow client; then its generations wait."""
 
+RELAXED: Final = {"x-meshnode-schema": "relaxed"}
+"""Of an answer whose schema could not be enforced whole, and was not strict."""
 WRITERS: Final = trio.CapacityLimiter(1)
 """A scored prompt of 131,072 tokens takes 0.7 s to write down: in a thread, and one at a time."""
 
@@ -86,6 +88,8 @@ class Job(msgspec.Struct, frozen=True):
     computed."""
     repeatable: bool = False
     """Whether it begins only with what changes no bit of the answer."""
+    relaxed: bool = False
+    """The answer keeps to less than its schema, which was not strict."""
 
 
 class Answer(Response):
@@ -178,7 +182,9 @@ class Answer(Response):
             unfinished -= bool(event.finish)
 
         def write() -> Response:
-            return json_response(self._shape.whole(deltas, self._counts()))
+            response = json_response(self._shape.whole(deltas, self._counts()))
+            response.headers.update(RELAXED if self._job.relaxed else {})
+            return response
 
         if self._job.generations[0].scored:
             return await trio.to_thread.run_sync(write, limiter=WRITERS)
@@ -192,7 +198,7 @@ class Answer(Response):
         if isinstance(event, MeshError):
             return failure_of(event).response(self._shape.dialect)
         stream = EventStream(send)
-        await stream.start()
+        await stream.start(RELAXED if self._job.relaxed else {})
         for choice in self._choices:
             for chunk in self._shape.opening(choice.index):
                 await stream.data(chunk)
@@ -224,12 +230,13 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    async def start(self) -> None:
-        """Status and headers; the second keeps proxies from collecting chunks."""
+    async def start(self, more: Mapping[str, str]) -> None:
+        """Status and headers; the third keeps proxies from collecting chunks."""
         headers = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *((name.encode(), value.encode()) for name, value in more.items()),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 

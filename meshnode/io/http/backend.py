@@ -80,6 +80,13 @@ class ServedModel(Generator, Protocol):
         """
         ...
 
+    async def check_grammar(self, grammar: str, *, gbnf: bool = False) -> str:
+        """The grammar as the sampler reads it (core.serving.grammar), from that itself or from llama.cpp's GBNF.
+
+        Raises InvalidRequest: no answer can be made to keep to it.
+        """
+        ...
+
 
 class StageFigures(msgspec.Struct, frozen=True):
     """What one stage process of this node computed since it was loaded."""

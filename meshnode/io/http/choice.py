@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import msgspec
 
 from meshnode.core.serving.calls import TAGS, Call, CallSplitter, Format
+from meshnode.core.serving.forced import ForcedSplitter
+from meshnode.core.serving.grammar import Frame
 from meshnode.core.serving.request import Sampled
 from meshnode.core.serving.text import Detokenizer, StopStrings, Vocabulary
 from meshnode.core.serving.thoughts import Thinking, ThoughtSplitter
@@ -50,6 +52,10 @@ class Reading(msgspec.Struct, frozen=True):
     """Names that may be called, each with those of its parameters that are text."""
     one_call: bool = False
     """The answer ends with its first call."""
+    forced: Frame | None = None
+    """The grammar makes the answer nothing but calls in this frame."""
+    pieces: bool = False
+    """Arguments of forced calls are wanted while they are written."""
     ending: bool = False
     """The token that ends the answer is told of as well, though it is no text: who scores a prompt and asks for one
     token behind it counts on one."""
@@ -60,6 +66,12 @@ class Reading(msgspec.Struct, frozen=True):
 PLAIN = Reading()
 
 
+def _splitter(reading: Reading) -> CallSplitter | ForcedSplitter | None:
+    if reading.forced is not None:
+        return ForcedSplitter(reading.forced, pieces=reading.pieces)
+    return None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
+
+
 class Choice:
     """Follows one generation; `generated` counts its tokens, the ending one included, `thought` those of a thought."""
 
@@ -68,7 +80,7 @@ class Choice:
         self.generated = 0
         self.thought = 0
         self._thoughts = None if reading.thinking is None else ThoughtSplitter(reading.thinking)
-        self._calls = None if reading.calling is None else CallSplitter(reading.calling, reading.tools)
+        self._calls = _splitter(reading)
         self._one_call, self._ending, self._silent = reading.one_call, reading.ending, reading.silent
         self._tags = frozenset() if reading.thinking is None else reading.thinking.tags
         self._tags |= frozenset() if reading.calling is None else TAGS

@@ -1,7 +1,7 @@
 """What clients may ask: the request bodies of chat/completions and completions.
 
 Unknown fields are ignored, `null` means the default, a wrong type is a 400 that names the field. What is known but
-not done yet (structured output, calls that must be made) is refused, never silently dropped.
+not done (`best_of` other than `n`) is refused, never silently dropped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from meshnode.core.serving.grammar import Schema
 from meshnode.core.serving.text import STOP_CHARACTERS, STOP_STRINGS, Conversation
 from meshnode.errors import InvalidRequest
 from meshnode.io.http.turns import Message, Tool, check_tools, turn_of
@@ -84,8 +85,6 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
 
     def sampling(self, top_logprobs: int) -> Sampling:
         """The sampler's parameters; InvalidRequest for an impossible value."""
-        if self.grammar is not None or self.json_schema is not None:
-            raise InvalidRequest("constrained output is not supported", "grammar" if self.grammar else "json_schema")
         given = {
             "temperature": self.temperature, "top_k": self.top_k, "min_p": self.min_p, "typical_p": self.typical_p,
             "top_p": BEST_ONLY if self.top_p == 0 else self.top_p, "repeat_penalty": self.repeat_penalty,
@@ -128,17 +127,30 @@ class Conversing(SamplingFields, frozen=True, kw_only=True):
     """Whether the prompt ends with the beginning of the answer."""
     reasoning_effort: str | None = None
 
-    def callable_tools(self) -> list[Tool]:
-        """Those that may be called. InvalidRequest for what could not be kept to."""
+    def offered_tools(self) -> list[Tool]:
+        """Those that the model is told of. InvalidRequest for what could not be kept to."""
         if self.functions:
             raise InvalidRequest("functions is not supported; tools took its place", "functions")
         check_tools(self.tools or [])
-        if self.tool_choice == "none":
-            return []
-        if self.tool_choice not in (None, "auto"):
-            why = "calls cannot be enforced yet; use auto or none"
-            raise InvalidRequest(f"this tool_choice is not supported: {why}", "tool_choice")
-        return self.tools or []
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    def callable_tools(self) -> list[Tool]:
+        """Those that may be called: all that are offered, or the one that tool_choice names."""
+        tools, choice = self.offered_tools(), self.tool_choice
+        if choice in (None, "auto", "none"):
+            return tools
+        if choice == "required":
+            named = tools
+        else:
+            name = _chosen(choice)
+            named = [tool for tool in tools if tool.function.name == name]
+        if not named:
+            raise InvalidRequest("tool_choice demands a call, and there is no such tool", "tool_choice")
+        return named
+
+    def forces_calls(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice not in (None, "auto", "none")
 
     def as_conversation(self) -> Conversation:
         """Messages as templates expect them: content as one text, developer as system."""
@@ -147,7 +159,7 @@ class Conversing(SamplingFields, frozen=True, kw_only=True):
             raise InvalidRequest(f"messages must hold between 1 and {MESSAGES} messages", "messages")
         turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages))
         variables = dict(self.chat_template_kwargs or {})
-        if tools := self.callable_tools():
+        if tools := self.offered_tools():
             variables["tools"] = [tool.shown() for tool in tools]
         if self.add_generation_prompt is not None:
             variables["add_generation_prompt"] = self.add_generation_prompt
@@ -158,10 +170,21 @@ class Conversing(SamplingFields, frozen=True, kw_only=True):
         return Conversation(turns, variables)
 
 
+class JsonFormat(msgspec.Struct, frozen=True):
+    """A named schema, as OpenAI writes it."""
+
+    name: str | None = None
+    schema: Any = None
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct, frozen=True):
     """Which shape the answer must have."""
 
     type: str
+    json_schema: JsonFormat | None = None
+    schema: Any = None
+    """llama.cpp's way to give one with `json_object`."""
 
 
 class ChatRequest(Conversing, frozen=True, kw_only=True):
@@ -177,8 +200,26 @@ class ChatRequest(Conversing, frozen=True, kw_only=True):
     def refuse_unsupported(self) -> None:
         """InvalidRequest for what would otherwise be silently dropped."""
         self.callable_tools()
-        if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequest("only response_format `text` is supported", "response_format")
+        self.demanded_schema()
+
+    def demanded_schema(self) -> tuple[Schema | None, str]:
+        """The schema of the answer, and the field that gives it: "" for none."""
+        given = self.response_format or ResponseFormat("text")
+        if given.type != "text" and self.json_schema is not None:
+            raise InvalidRequest("response_format and json_schema exclude each other", "json_schema")
+        match given.type:
+            case "text" if self.json_schema is not None:
+                return Schema(self.json_schema, strict=True), "json_schema"
+            case "text":
+                return None, ""
+            case "json_object":
+                wanted = {"type": "object"} if given.schema is None else given.schema
+                return Schema(wanted, strict=True), "response_format"
+            case "json_schema" if given.json_schema is not None and given.json_schema.schema is not None:
+                return Schema(given.json_schema.schema, strict=bool(given.json_schema.strict)), "response_format"
+            case "json_schema":
+                raise InvalidRequest("a response_format `json_schema` needs json_schema.schema", "response_format")
+        raise InvalidRequest("response_format is one of text, json_object, json_schema", "response_format")
 
     def splits_thoughts(self) -> bool:
         """Whether thoughts come as `reasoning_content`; llama-server's `none` leaves them in the text."""
@@ -199,6 +240,15 @@ class ChatRequest(Conversing, frozen=True, kw_only=True):
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("top_logprobs needs `logprobs: true`", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else -1
+
+
+def _chosen(choice: Any) -> str:
+    """The name in a tool_choice of OpenAI's chats, or of its responses. InvalidRequest for anything else."""
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        function = choice.get("function", choice)
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            return str(function["name"])
+    raise InvalidRequest("tool_choice is one of none, auto, required, or names a function", "tool_choice")
 
 
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):

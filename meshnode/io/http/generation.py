@@ -11,6 +11,7 @@ import trio
 from starlette.responses import Response
 
 from meshnode.core.serving.calls import format_of
+from meshnode.core.serving.grammar import frame_of
 from meshnode.core.serving.request import Generation
 from meshnode.core.serving.text import Vocabulary
 from meshnode.core.serving.thoughts import thinking_of
@@ -19,12 +20,14 @@ from meshnode.io.http.answer import WRITERS, Answer, Draining, Job
 from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.choice import PLAIN, Reading
+from meshnode.io.http.constraint import chat_grammar, completion_grammar
 from meshnode.io.http.echo import Echo, echo_of
+from meshnode.io.http.failure import Dialect
 from meshnode.io.http.fields import DEFAULT_COMPLETION_TOKENS, NEVER, ChatRequest, CompletionRequest
 from meshnode.io.http.meter import Meter
 from meshnode.io.http.prompt import chat_prompt, check_ids, filling_ids, prompt_ids
 from meshnode.io.http.shapes import ChatShape, CompletionShape, Shape
-from meshnode.wire.sampling import MAX_BIASES, Sampling
+from meshnode.wire.sampling import CONSTRAINED_TOKENS, MAX_BIASES, Sampling
 
 SCORES: Final = 256 * 1024
 """Log-probabilities of prompt tokens and of what was likelier that one request is told: 128 prompts of 1,024 tokens,
@@ -52,6 +55,12 @@ class GenerationRoutes:
         count, stops, limit = asked.choices(), asked.stops(), asked.token_limit()
         text, prompt = await chat_prompt(model, asked.as_conversation())
         shape = shape_of(len(prompt))
+        thinking = thinking_of(model.vocabulary.chat_template, text)
+        told = thinking if reading.forced is not None or asked.splits_thoughts() else None
+        # Where thoughts stay in the text, only one that the prompt began may stand before what was demanded.
+        first = told if thinking is None or not thinking.begun else thinking
+        demanded = await chat_grammar(model, asked, reading.calling, first)
+        sampling = msgspec.structs.replace(sampling, grammar=demanded.grammar)
         with self._counting_refusals():
             generations = _generations(model, shape, [prompt] * count, count, limit, sampling)
         job = Job(
@@ -61,7 +70,8 @@ class GenerationRoutes:
             prompt_tokens=len(prompt),
             reuse=asked.cache_prompt is not False,
             repeatable=asked.seed not in (None, -1),
-            reading=_with_thoughts(reading, asked, model.vocabulary, text),
+            reading=msgspec.structs.replace(reading, thinking=told, pieces=shape.dialect is Dialect.CHAT),
+            relaxed=demanded.relaxed,
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 
@@ -79,6 +89,8 @@ class GenerationRoutes:
             prompts = [await filling_ids(model, ids, asked.suffix) for ids in prompts]
         each = [ids for ids in prompts for _ in range(count)]
         shape = CompletionShape(model, asked, [echo for echo in echoes for _ in range(count)])
+        demanded = await completion_grammar(model, asked)
+        sampling = msgspec.structs.replace(sampling, grammar=demanded.grammar)
         with self._counting_refusals():
             # A prompt's last row gives the token behind it: drawing that as well is less than leaving it out.
             generations = _generations(model, shape, each, count, 1 if limit == 0 else limit, sampling)
@@ -126,6 +138,8 @@ def _generations(
 ) -> tuple[Generation, ...]:
     """One generation per choice. Choices of one prompt differ by their seed, so that each can be repeated alone."""
     check_ids((token for token, _ in sampling.logit_bias), model.vocabulary, "logit_bias")
+    if sampling.grammar:
+        limit = CONSTRAINED_TOKENS if limit is None else min(limit, CONSTRAINED_TOKENS)
     if sampling.ignore_eos:
         sampling = _endless(sampling, model.vocabulary)
     generations = []
@@ -170,14 +184,11 @@ def _reading(asked: ChatRequest, vocabulary: Vocabulary) -> Reading:
     known = format_of(vocabulary.chat_template)
     if known is None:
         raise InvalidRequest("the chat template of this model has no tools, or in a form not known here", "tools")
+    if asked.forces_calls():
+        return Reading(calling=known, forced=frame_of(known, vocabulary.chat_template))
     return Reading(
         None, known, {tool.function.name: tool.texts() for tool in tools}, asked.parallel_tool_calls is False
     )
-
-
-def _with_thoughts(reading: Reading, asked: ChatRequest, vocabulary: Vocabulary, prompt: str) -> Reading:
-    thinking = thinking_of(vocabulary.chat_template, prompt) if asked.splits_thoughts() else None
-    return msgspec.structs.replace(reading, thinking=thinking)
 
 
 def _endless(sampling: Sampling, vocabulary: Vocabulary) -> Sampling:

@@ -52,13 +52,22 @@ class OfferedTool(msgspec.Struct, frozen=True):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str = "custom"
+    strict: bool | None = None
 
 
 class ToolChoice(msgspec.Struct, frozen=True):
     """Whether tools are called."""
 
     type: str = "auto"
+    """auto, any, tool (with its name), none."""
+    name: str | None = None
     disable_parallel_tool_use: bool | None = None
+
+    def as_chat(self) -> Any:
+        """In the words of a chat."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -97,12 +106,12 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
             ),
             tools=[
                 Tool(
-                    Function(tool.name, tool.description, tool.input_schema),
+                    Function(tool.name, tool.description, tool.input_schema, tool.strict),
                     "function" if tool.type == "custom" else tool.type,
                 )
                 for tool in self.tools or ()
             ],
-            tool_choice=choice.type,
+            tool_choice=choice.as_chat(),
             parallel_tool_calls=not choice.disable_parallel_tool_use,
         )
 

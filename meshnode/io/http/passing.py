@@ -21,7 +21,10 @@ from meshnode.io.http.failure import Dialect, dialect_of, failure_of
 from meshnode.io.http.owners import OWNER_HEADER, owned
 
 ANSWER_HEADERS: Final = frozenset(
-    {"content-type", "content-length", "cache-control", "retry-after", "x-should-retry", "x-accel-buffering"}
+    {
+        *("content-type", "content-length", "cache-control", "retry-after"),
+        *("x-should-retry", "x-accel-buffering", "x-meshnode-schema"),
+    }
 )
 """What of the other node's answer goes to the client; the rest belongs to the connection."""
 CHUNKS: Final = 16

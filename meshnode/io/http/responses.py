@@ -20,7 +20,7 @@ from meshnode.io.http.backend import ServedModel
 from meshnode.io.http.body import decode
 from meshnode.io.http.choice import Delta
 from meshnode.io.http.failure import Dialect
-from meshnode.io.http.fields import MESSAGES, ChatRequest
+from meshnode.io.http.fields import MESSAGES, ChatRequest, JsonFormat, ResponseFormat
 from meshnode.io.http.generation import GenerationRoutes
 from meshnode.io.http.prompt import chat_prompt
 from meshnode.io.http.shapes import Json, call_id
@@ -52,9 +52,12 @@ class FlatTool(msgspec.Struct, frozen=True):
 
 
 class TextFormat(msgspec.Struct, frozen=True):
-    """Which shape the text must have."""
+    """Which shape the text must have: what `response_format` of a chat says, without the level in between."""
 
     type: str = "text"
+    name: str | None = None
+    schema: Any = None
+    strict: bool | None = None
 
 
 class TextOptions(msgspec.Struct, frozen=True):
@@ -98,8 +101,6 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidRequest(f"{name} is not supported; {why}", name)
         if self.top_logprobs:
             raise InvalidRequest("top_logprobs is not supported here; chat/completions has it", "top_logprobs")
-        if self.text is not None and self.text.format is not None and self.text.format.type != "text":
-            raise InvalidRequest("only text.format `text` is supported", "text.format")
         return ChatRequest(
             messages=self._messages(),
             max_tokens=self.max_output_tokens,
@@ -114,7 +115,14 @@ class ResponsesRequest(msgspec.Struct, frozen=True, kw_only=True):
             ],
             tool_choice=self.tool_choice,
             parallel_tool_calls=self.parallel_tool_calls,
+            response_format=self._format(),
         )
+
+    def _format(self) -> ResponseFormat | None:
+        given = self.text.format if self.text is not None else None
+        if given is None or given.type != "json_schema":
+            return None if given is None else ResponseFormat(given.type)
+        return ResponseFormat(given.type, JsonFormat(given.name, given.schema, given.strict))
 
     def _messages(self) -> list[Message]:
         head = [Message("system", self.instructions)] if self.instructions else []
@@ -148,9 +156,14 @@ class ResponsesRoutes:
     async def respond(self, model: ServedModel, body: bytes) -> Response:
         """POST responses."""
         asked = decode(body, ResponsesRequest)
-        return await self._generation.converse(
-            model, asked.as_chat(), lambda prompt_tokens: ResponsesShape(model.id, asked)
-        )
+        try:
+            return await self._generation.converse(
+                model, asked.as_chat(), lambda prompt_tokens: ResponsesShape(model.id, asked)
+            )
+        except InvalidRequest as refusal:
+            if refusal.param != "response_format":
+                raise
+            raise InvalidRequest(str(refusal).replace("response_format", "text.format"), "text.format") from None
 
     async def count(self, model: ServedModel, body: bytes) -> Response:
         """POST responses/input_tokens."""
@@ -275,7 +288,7 @@ class ResponsesShape:
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning is not None else None, "summary": None},
             "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _shown(asked.text)},
             "tool_choice": asked.tool_choice or "auto",
             "tools": asked.tools or [],
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
@@ -285,6 +298,11 @@ class ResponsesShape:
 
 
 _WORDS: Final = {"reasoning": "response.reasoning_text", "message": "response.output_text"}
+
+
+def _shown(text: TextOptions | None) -> TextFormat | Json:
+    given = text.format if text is not None else None
+    return {"type": given.type if given is not None else "text"} if given is None or given.schema is None else given
 
 
 def _turn(item: Item, place: str, thought: str | None) -> Message:

@@ -111,11 +111,7 @@ class ChatShape(_Envelope):
         if delta.text or (self._with_logprobs and delta.tokens):
             chunks.append(self._chunk(delta.index, {"content": delta.text}, self._logprobs(delta.tokens), None))
         for call in self._called(delta):
-            # The arguments are whole already; clients still expect them after the name.
-            function = call["function"]
-            named = {**call, "function": {"name": function["name"], "arguments": ""}}
-            told = {"index": call["index"], "function": {"arguments": function["arguments"]}}
-            chunks += [self._chunk(delta.index, {"tool_calls": [part]}, None, None) for part in (named, told)]
+            chunks += [self._chunk(delta.index, {"tool_calls": [part]}, None, None) for part in _parts(call)]
         if delta.finish:
             chunks.append(self._chunk(delta.index, {}, None, delta.finish))
         return chunks
@@ -139,7 +135,12 @@ class ChatShape(_Envelope):
 
     def _message(self, deltas: Sequence[Delta]) -> Json:
         text, thought = ("".join(getattr(delta, part) for delta in deltas) for part in ("text", "thought"))
-        calls = [call for delta in deltas for call in self._called(delta)]
+        calls: list[Json] = []
+        for call in (call for delta in deltas for call in self._called(delta)):
+            if "id" in call:
+                calls.append(call)
+            else:
+                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
         message: Json = {"role": "assistant", "content": text, "refusal": None}
         if thought:
             message["reasoning_content"] = thought
@@ -149,9 +150,12 @@ class ChatShape(_Envelope):
         return message
 
     def _called(self, delta: Delta) -> list[Json]:
-        """Its calls, counted by choice."""
-        made = []
+        """Its calls, counted by choice; what goes on with the last one has no id."""
+        made: list[Json] = []
         for call in delta.calls:
+            if call.more:
+                made.append({"index": self._calls[delta.index] - 1, "function": {"arguments": call.arguments}})
+                continue
             function = {"name": call.name, "arguments": call.arguments}
             number = self._calls[delta.index]
             made.append({"index": number, "id": call_id("call"), "type": "function", "function": function})
@@ -177,6 +181,16 @@ class ChatShape(_Envelope):
     def _entry(self, token: int, logprob: float | None) -> Json:
         written = self._vocabulary.written(token)
         return {"token": written.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(written)}
+
+
+def _parts(call: Json) -> list[Json]:
+    """A call as clients expect it in a stream: its arguments after its name."""
+    function = call["function"]
+    told = {"index": call["index"], "function": {"arguments": function["arguments"]}}
+    if "id" not in call:
+        return [told]
+    named = {**call, "function": {"name": function["name"], "arguments": ""}}
+    return [named, told] if function["arguments"] else [named]
 
 
 class CompletionShape(_Envelope):

@@ -82,7 +82,7 @@ class Tool(msgspec.Struct, frozen=True):
 
 
 def check_tools(tools: Sequence[Tool]) -> None:
-    """InvalidRequest for tools that cannot be offered, or that ask for what is not enforced."""
+    """InvalidRequest for tools that cannot be offered."""
     if len(tools) > TOOLS:
         raise InvalidRequest(f"tools has at most {TOOLS} entries", "tools")
     for number, tool in enumerate(tools):
@@ -94,10 +94,6 @@ def check_tools(tools: Sequence[Tool]) -> None:
         if not _TOOL_NAME.fullmatch(tool.function.name):
             raise InvalidRequest(
                 "a tool's name has 1 to 64 letters, digits and the signs _ . -", f"{place}.function.name"
-            )
-        if tool.function.strict:
-            raise InvalidRequest(
-                "strict arguments cannot be enforced yet; leave strict out to go without", f"{place}.function.strict"
             )
 
 

@@ -13,11 +13,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import StageError
 from meshnode.io.llama import native
 from meshnode.io.llama.batch import Batch, LogitsView, RowBuffer
@@ -27,6 +29,7 @@ from meshnode.io.llama.kept_tap import KeptTap
 from meshnode.io.llama.native import api
 from meshnode.io.llama.slice_keys import INTO_KEY, TAP_KEY
 from meshnode.io.llama.tap import Tap
+from meshnode.io.llama.vocabulary import tokens_of
 from meshnode.wire.limits import SCORED_ROWS
 
 KV_TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0, "q4_0": api.GGML_TYPE_Q4_0}
@@ -83,6 +86,8 @@ class SliceEngine:
         self._memory: Any = None
         self._table: EmbeddingTable | None = None
         self._tap: Tap | KeptTap | None = None
+        self._reading = Lock()
+        """Held by another thread that reads the vocabulary: what it reads is not freed under it."""
         self._abort = native.AbortFlag()
         self._reported = native.LogTap()
 
@@ -331,6 +336,13 @@ class SliceEngine:
         """The position that follows what the lane holds; 0 for an empty lane."""
         return int(api.llama_memory_seq_pos_max(self._memory, lane)) + 1
 
+    def tokens(self) -> Vocabulary:
+        """What the tokens say, from any thread; on the last stage only: the files of the others know none."""
+        with self._reading:
+            if not self._model:
+                raise StageError("not_loaded", "the slice was unloaded")
+            return tokens_of(self._model)
+
     def abort(self) -> None:
         """Stop the running decode (from another thread); it ends with reason aborted."""
         self._abort.set()
@@ -347,9 +359,10 @@ class SliceEngine:
     def close(self) -> None:
         """Free everything; twice is fine."""
         self._free_context()
-        if self._model:
-            api.llama_model_free(self._model)
-            self._model = None
+        with self._reading:
+            if self._model:
+                api.llama_model_free(self._model)
+                self._model = None
         if self._table is not None:
             self._table.close()
             self._table = None

@@ -1,11 +1,11 @@
 """How the last stage draws a token from logits: one chain per lane, on numpy arrays.
 
-Order as in llama.cpp (common_sampler): bias, penalties, top_k, typical_p, top_p, min_p, temperature, draw. Log-
-probabilities are the log-softmax of the raw logits. llama.cpp's own samplers cannot be saved and draw from a generator
-with hidden state; here the draw of token i is H(seed, i), so that (token ids, i) is the whole state and another
-process continues with the same choices.
+Order as in llama.cpp (common_sampler): bias, penalties, grammar, top_k, typical_p, top_p, min_p, temperature, draw.
+Log-probabilities are the log-softmax of the raw logits. llama.cpp's own samplers cannot be saved and draw from a
+generator with hidden state; here the draw of token i is H(seed, i), so that (token ids, i) is the whole state and
+another process continues with the same choices; a grammar is brought to where it stood by the ids that came before.
 
-Invariant: the choice depends only on logits, parameters, the window of ids and the number i.
+Invariant: the choice depends only on logits, parameters, the window of ids, the number i, and what the grammar allows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +37,31 @@ def uniform(seed: int, number: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
+class Constraint(Protocol):
+    """What an answer must keep to (io.llama.grammar.Constraint)."""
+
+    def allowed(self) -> Ids:
+        """Ids that may come next, ascending, never none. StageError when that cannot be told."""
+
+    def accept(self, token: int) -> None:
+        """`token` was drawn. StageError for one that was not allowed."""
+
+
 class LaneSampler:
     """One lane's chain. `window`: the last ids before the first draw; `generated`: how many draws came before."""
 
-    def __init__(self, sampling: Sampling, vocabulary: int, window: Sequence[int] = (), generated: int = 0) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocabulary: int,
+        window: Sequence[int] = (),
+        generated: int = 0,
+        constraint: Constraint | None = None,
+    ) -> None:
         if any(not 0 <= token < vocabulary for token, _ in sampling.logit_bias):
             raise StageError("bad_sampling", "logit_bias names a token outside the vocabulary")
         self._sampling = sampling
+        self._constraint = constraint
         self._generated = generated
         self._window: deque[int] = deque(window, maxlen=sampling.penalty_window)
         self._biased = np.array([token for token, _ in sampling.logit_bias], np.intp)
@@ -55,7 +73,10 @@ class LaneSampler:
     def draw(self, lane: int, position: int, logits: Floats) -> LaneSample:
         """The next token from raw logits (vocabulary,), which are not changed; it is remembered."""
         adjusted = self._adjusted(logits)
-        token = int(adjusted.argmax()) if self._sampling.temperature == 0 else self._choose(adjusted)
+        if self._constraint is not None:
+            token = self._choose_allowed(adjusted, self._constraint)
+        else:
+            token = int(adjusted.argmax()) if self._sampling.temperature == 0 else self._choose(adjusted)
         self._generated += 1
         if self._penalised:
             self._window.append(token)
@@ -69,6 +90,14 @@ class LaneSampler:
         if target >= len(logits):
             raise StageError("bad_rows", "a token outside the vocabulary was to be scored")
         return LaneSample(lane, position, target, *log_probabilities(logits, target, self._sampling.top_logprobs))
+
+    def _choose_allowed(self, logits: Floats, constraint: Constraint) -> int:
+        """Of the allowed tokens only, as if there were no others."""
+        allowed = constraint.allowed()
+        left = logits[allowed]
+        token = int(allowed[left.argmax() if self._sampling.temperature == 0 else self._choose(left)])
+        constraint.accept(token)
+        return token
 
     def _adjusted(self, logits: Floats) -> Floats:
         if not self._penalised and not len(self._biased):

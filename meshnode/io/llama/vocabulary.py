@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import threading
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from meshnode.core.serving.text import Vocabulary
 from meshnode.errors import InvalidRequest, ModelError
 from meshnode.io.llama.native import LogTap, api, listen, start
+from meshnode.io.llama.stack import on_stack
 
 TEXT_BYTES: Final = 4 * 1024 * 1024
 """Of one text: 1,000,000 tokens of English, 5 to 10 s of tokenizing."""
@@ -52,13 +52,8 @@ class LoadedVocabulary:
 
     def describe(self) -> Vocabulary:
         """Everything the head needs to know, once."""
-        pieces = tuple(self._piece(token, written=False) for token in range(self._count))
-        unshown = (token for token in range(self._count) if not pieces[token])
-        markers = {token: text for token in unshown if (text := self._piece(token, written=True))}
-        known = Vocabulary(
-            pieces=pieces,
-            markers=markers,
-            end=frozenset(token for token in range(self._count) if api.llama_vocab_is_eog(self._vocab, token)),
+        known = msgspec.structs.replace(
+            tokens_of(self._model),
             bos=api.llama_vocab_bos(self._vocab),
             eos=api.llama_vocab_eos(self._vocab),
             add_bos=api.llama_vocab_get_add_bos(self._vocab),
@@ -76,16 +71,10 @@ class LoadedVocabulary:
         raw = text.encode("utf-8", "replace")
         if len(raw) > TEXT_BYTES:
             raise InvalidRequest(f"the text has {len(raw)} bytes, at most {TEXT_BYTES} are tokenized")
-        found: list[tuple[int, ...]] = []
-        # A thread for its stack only; the caller waits.
-        previous = threading.stack_size(STACK_BYTES)
-        thread = threading.Thread(target=lambda: found.append(self._tokenize(raw, add_special, parse_special)))
-        thread.start()
-        threading.stack_size(previous)
-        thread.join()
-        if not found:
-            raise InvalidRequest("the text cannot be tokenized")
-        return found[0]
+        try:
+            return on_stack(STACK_BYTES, lambda: self._tokenize(raw, add_special, parse_special))
+        except ValueError:
+            raise InvalidRequest("the text cannot be tokenized") from None
 
     def _tokenize(self, raw: bytes, add_special: bool, parse_special: bool) -> tuple[int, ...]:
         # No token is shorter than a byte, apart from the few that are added at the ends and, in some vocabularies,
@@ -97,19 +86,32 @@ class LoadedVocabulary:
             raise ValueError("a text has more tokens than twice its bytes")
         return tuple(ids[:count])
 
-    def _piece(self, token: int, *, written: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
-        size = api.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, written)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = api.llama_token_to_piece(self._vocab, token, buffer, -size, 0, written)
-        return buffer.raw[:size]
-
     def _template(self) -> str:
         raw = api.llama_model_chat_template(self._model, None) or b""
         if len(raw) > TEMPLATE_BYTES:
             raise ModelError(f"the chat template has {len(raw)} bytes, at most {TEMPLATE_BYTES} are read")
         return raw.decode("utf-8", "replace")
+
+
+def tokens_of(model: Any) -> Vocabulary:
+    """What the tokens of a loaded llama.cpp model say, and which end an answer; nothing else of it."""
+    vocab = api.llama_model_get_vocab(model)
+    count = api.llama_vocab_n_tokens(vocab)
+    pieces = tuple(_piece(vocab, token, written=False) for token in range(count))
+    unshown = (token for token in range(count) if not pieces[token])
+    markers = {token: text for token in unshown if (text := _piece(vocab, token, written=True))}
+    return Vocabulary(
+        pieces, markers, frozenset(filter(lambda token: api.llama_vocab_is_eog(vocab, token), range(count)))
+    )
+
+
+def _piece(vocab: Any, token: int, *, written: bool) -> bytes:
+    buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+    size = api.llama_token_to_piece(vocab, token, buffer, _PIECE_BYTES, 0, written)
+    if size < 0:
+        buffer = ctypes.create_string_buffer(-size)
+        size = api.llama_token_to_piece(vocab, token, buffer, -size, 0, written)
+    return buffer.raw[:size]
 
 
 def _fingerprint(known: Vocabulary) -> str:

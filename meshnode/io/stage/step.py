@@ -115,8 +115,11 @@ class Step:
                 row = logits[len(samples)]
                 if targets and (left := targets.get(lane)):
                     samples.append(sampler.score(lane, position, row, left.popleft()))
-                else:
+                    continue
+                try:
                     samples.append(sampler.draw(lane, position, row))
+                except StageError as error:
+                    raise RowsRefused(error.reason, str(error), (lane,)) from None
         self._meter.samples += len(samples)
         return tuple(samples)
 

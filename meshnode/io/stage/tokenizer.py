@@ -7,6 +7,7 @@ finds a new process.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from meshnode.io.stage.spawn import ChildProcess
 from meshnode.io.stage.tokenizer_protocol import (
     LENGTH_BYTES,
     MESSAGE_BYTES,
+    Check,
+    Checked,
     Described,
     Open,
     Refused,
@@ -42,6 +45,10 @@ TOKENIZE_S: Final = 30.0
 """4 MiB of text took 3 to 9 s."""
 RENDER_S: Final = 5.0
 """Ordinary templates take a millisecond; one that loops for ever is ended here."""
+CHECK_S: Final = 5.0
+"""64 KiB of schema took 0.6 s at most on a busy core; a first one waits for the table of tokens too, 0.3 s."""
+CHECKED: Final = 32
+"""Grammars that are known to be good, 64 KiB each: a program asks with the same few."""
 GOODBYE_S: Final = 1.0
 """For the process to end by itself."""
 
@@ -58,6 +65,9 @@ class Tokenizer:
         self._turn = trio.Lock()
         self._child: ChildProcess | None = None
         self._vocabulary: Vocabulary | None = None
+        self._checker: Tokenizer | None = None
+        """Compiles grammars in a process of its own: a hostile one costs other grammars time, and no prompt any."""
+        self._checked: OrderedDict[Check, str] = OrderedDict()
         self.restarts = 0
         """How often the process had to be replaced."""
 
@@ -84,8 +94,32 @@ class Tokenizer:
         assert isinstance(reply, Rendered), "the tokenizer answers in order"
         return reply.text
 
+    async def check_grammar(self, grammar: str, *, gbnf: bool = False) -> str:
+        """The grammar as stages read it, from llama.cpp's GBNF or from that itself.
+
+        InvalidRequest for one that no answer can keep to, or that costs too much.
+        """
+        request = Check(grammar, gbnf)
+        if (known := self._checked.get(request)) is not None:
+            self._checked.move_to_end(request)
+            return known
+        if self._checker is None:
+            self._checker = Tokenizer(self._nursery, self._path)
+        try:
+            reply = await self._checker._ask(request, CHECK_S)
+        except StageError as error:
+            raise InvalidRequest(f"no answer can be made to keep to this: {error}") from None
+        assert isinstance(reply, Checked), "the tokenizer answers in order"
+        self._checked[request] = reply.grammar
+        while len(self._checked) > CHECKED:
+            self._checked.popitem(last=False)
+        return reply.grammar
+
     async def aclose(self) -> None:
         """End the process."""
+        if (checker := self._checker) is not None:
+            self._checker = None
+            await checker.aclose()
         if (child := self._child) is None:
             return
         self._child = None

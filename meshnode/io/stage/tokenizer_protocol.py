@@ -41,6 +41,14 @@ class Render(TokenizerMessage, frozen=True):
     conversation: Conversation
 
 
+class Check(TokenizerMessage, frozen=True):
+    """-> Checked, or Refused with kind `request`: no answer can keep to this grammar."""
+
+    grammar: str
+    gbnf: bool = False
+    """In llama.cpp's language, to be translated."""
+
+
 class Shutdown(TokenizerMessage, frozen=True):
     """End the process; no reply, exit code 0."""
 
@@ -63,6 +71,12 @@ class Rendered(TokenizerMessage, frozen=True):
     text: str
 
 
+class Checked(TokenizerMessage, frozen=True):
+    """The grammar as stages read it."""
+
+    grammar: str
+
+
 class Refused(TokenizerMessage, frozen=True):
     """Not done. kind: `model` (the file), `request` (what was asked), `template` (the model's own template)."""
 
@@ -70,8 +84,8 @@ class Refused(TokenizerMessage, frozen=True):
     message: str
 
 
-Request = Open | Tokenize | Render | Shutdown
-Reply = Described | Tokens | Rendered | Refused
+Request = Open | Tokenize | Render | Check | Shutdown
+Reply = Described | Tokens | Rendered | Checked | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

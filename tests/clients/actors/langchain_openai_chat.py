@@ -116,6 +116,13 @@ def completion_stream(ask: dict[str, Any]) -> Any:
     return [{"choices": [{"index": 0, "text": piece, "finish": None}], "usage": None} for piece in pieces]
 
 
+def structured(ask: dict[str, Any]) -> Any:
+    """`with_structured_output`, as chains use it."""
+    schema = ask.pop("schema")
+    model, messages = model_of(ask)
+    return model.with_structured_output(schema, method="json_schema", strict=True).invoke(messages)
+
+
 def together(ask: dict[str, Any]) -> Any:
     """The asynchronous calls, all at once, half of them streamed."""
 
@@ -153,5 +160,5 @@ def leave(ask: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    deeds = (version, chat, several, chat_stream, completion, completion_stream, together, chain, leave)
+    deeds = (version, chat, several, chat_stream, completion, completion_stream, structured, together, chain, leave)
     serve({deed.__name__: deed for deed in deeds})

@@ -6,7 +6,7 @@ import pytest
 
 from meshnode.core.coordination.orders import Ended
 from meshnode.core.coordination.run import State
-from meshnode.core.node.deployments import LOOK_S, SETTLE_S, Deployment, Exclusion, Place
+from meshnode.core.node.deployments import LOOK_S, SETTLE_MAX_S, SETTLE_S, Deployment, Exclusion, Place
 from meshnode.core.planning import Inventory, NodeInventory, Plan, Shortfall, make_plan
 from tests.core.coordination.claims import A, B, C
 from tests.core.planning.models import MB, RESERVE, demand, footprint
@@ -95,6 +95,20 @@ def test_a_machine_that_comes_while_a_shortfall_is_worked_out_is_planned_with_at
     wanted.view(nobody, 1.0)
     assert wanted.planned(wanted.serial, shortfall_of(nobody), draw, 1.1) is None
     assert wanted.wake_at() is None, "nothing changed since, and nothing is asked again"
+
+
+def test_changes_that_never_settle_put_a_plan_off_for_a_second_and_no_longer() -> None:
+    """Thirty nodes that announce themselves leave no pause of SETTLE_S."""
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, None)
+    for planned_at in (SETTLE_MAX_S, 2 * SETTLE_MAX_S):
+        first = planned_at - SETTLE_MAX_S
+        for change in range(10):
+            wanted.changed(first + change * SETTLE_S / 2, ())
+            assert not wanted.due(first + change * SETTLE_S / 2)
+        assert wanted.wake_at() == pytest.approx(planned_at)
+        assert wanted.due(planned_at)
+        wanted.view(Inventory(()), planned_at)
+        assert wanted.planned(wanted.serial, shortfall_of(Inventory(())), draw, planned_at) is None
 
 
 def test_a_run_that_breaks_while_its_better_is_looked_for_is_followed_by_a_plan_in_its_own_memory() -> None:

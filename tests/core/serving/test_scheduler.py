@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from meshnode.core.serving.options import RETRIES, UNREAD_TOKENS
@@ -16,7 +17,7 @@ from meshnode.errors import (
 )
 from meshnode.wire.activation import Heartbeat, LaneSample, SampledFrame
 from meshnode.wire.fence import Fence, RunId, Term
-from meshnode.wire.sampling import Sampling
+from meshnode.wire.sampling import GRAMMAR_REFUSED, Sampling
 from tests.core.serving.head import Head
 from tests.core.serving.stages import END, FENCE, VOCABULARY, answer
 
@@ -295,6 +296,30 @@ def test_r21_without_free_cells_the_youngest_is_paused_computed_again_and_draws_
     resumed = head.stages.opens[-1]
     assert resumed.generated > head.options.growth
     assert list(resumed.window) == head.tokens["young"][resumed.generated - 64 : resumed.generated]
+
+
+def test_a_lane_that_is_seated_again_gets_all_that_was_said_under_its_grammar() -> None:
+    head = Head(context=700)
+    head.submit("old", prompt=range(10), max_tokens=380)
+    head.submit("young", prompt=range(5), max_tokens=600, grammar="start: x")
+    head.run()
+    plain, first, resumed = head.stages.opens
+    assert (plain.sampling.grammar, plain.accepted, first.accepted) == ("", (), ())
+    assert resumed.sampling.grammar == "start: x"
+    assert len(resumed.accepted) == resumed.generated > head.options.growth
+    assert list(resumed.accepted) == head.tokens["young"][: resumed.generated]
+
+
+def test_a_grammar_that_a_stage_gives_up_is_the_clients_and_no_failure_of_the_stage() -> None:
+    head = Head()
+    head.submit("a", grammar="start: x")
+    head.send()
+    frame = head.stages.fail_oldest()
+    refused = msgspec.structs.replace(frame.failure, reason=GRAMMAR_REFUSED, message="too complex")
+    head.take(head.scheduler.frame_received(msgspec.structs.replace(frame, failure=refused), 0))
+    assert isinstance(head.ends["a"], InvalidRequest)
+    assert "too complex" in str(head.ends["a"])
+    assert head.all_free()
 
 
 def test_a_failed_microbatch_ends_its_lanes_and_no_others() -> None:

@@ -10,7 +10,7 @@ import trio
 from meshnode.core.serving.events import Statistics
 from meshnode.core.serving.request import Alternative, Generation, Sampled
 from meshnode.core.serving.text import Conversation, Vocabulary
-from meshnode.errors import MeshError, PromptTooLong, Unavailable
+from meshnode.errors import InvalidRequest, MeshError, PromptTooLong, Unavailable
 from meshnode.io.http.backend import ModelListing, ModelState, PassedAnswer, PassedRequest
 
 BOS, END, HUGE = 256, 257, 258
@@ -45,11 +45,21 @@ class ByteModel:
         self.conversations: list[Conversation] = []
         self.cached = 0
         """Rows of a prompt that a lane is said to hold, for requests that may use them."""
+        self.grammars: list[str] = []
+        """Those that were checked."""
+        self.refuses = ""
+        """What no grammar may hold."""
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
         self.freed = trio.Event()
         """Set when the last lane was given back."""
+
+    async def check_grammar(self, grammar: str, *, gbnf: bool = False) -> str:
+        self.grammars.append(grammar)
+        if self.refuses and self.refuses in grammar:
+            raise InvalidRequest(f"it has {self.refuses}")
+        return f"gbnf: {grammar}" if gbnf else grammar
 
     def statistics(self) -> Statistics:
         counts = dict.fromkeys(Statistics.__struct_fields__, 0)

@@ -14,6 +14,15 @@ from tests.io.http.serving import serving
 
 HELLO = {"messages": [{"role": "user", "content": "hi"}]}
 
+
+def schema_of(schema, strict=True):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": strict}}
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
 WRONG = [
     ("chat", {"messages": "hi"}, "messages"),
     ("chat", {"messages": []}, "messages"),
@@ -47,14 +56,28 @@ WRONG = [
     ("chat", {**HELLO, "tools": [{"type": "web", "function": {"name": "f"}}]}, "tools[0].type"),
     ("chat", {**HELLO, "tools": [{"function": {"name": "two words"}}]}, "tools[0].function.name"),
     ("chat", {**HELLO, "tools": [{"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
-    ("chat", {**HELLO, "tools": [{"function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
     ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}] * 129}, "tools"),
     ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}]}, "tools"),
-    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, "tools"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}], "tool_choice": "always"}, "tool_choice"),
+    ("chat", {**HELLO, "tool_choice": "required"}, "tool_choice"),
+    ("chat", {**HELLO, "tools": [{"function": {"name": "f"}}], "tool_choice": named("g")}, "tool_choice"),
     ("chat", {**HELLO, "functions": [{"name": "f"}]}, "functions"),
     ("chat", {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0].function"),
-    ("chat", {**HELLO, "response_format": {"type": "json_object"}}, "response_format"),
-    ("chat", {**HELLO, "grammar": "root ::= x"}, "grammar"),
+    ("chat", {**HELLO, "response_format": {"type": "xml"}}, "response_format"),
+    ("chat", {**HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
+    ("chat", {**HELLO, "response_format": schema_of(5)}, "response_format"),
+    ("chat", {**HELLO, "response_format": schema_of({"x": "y" * 70_000})}, "response_format"),
+    ("chat", {**HELLO, "response_format": schema_of({"minProperties": 2})}, "response_format"),
+    ("chat", {**HELLO, "response_format": schema_of({"refused": 1})}, "response_format"),
+    ("chat", {**HELLO, "response_format": schema_of({}), "json_schema": {}}, "json_schema"),
+    ("chat", {**HELLO, "response_format": schema_of({}), "grammar": "root ::= x"}, "grammar"),
+    ("chat", {**HELLO, "response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    ("chat", {**HELLO, "json_schema": {"refused": 1}}, "json_schema"),
+    ("chat", {**HELLO, "grammar": "refused"}, "grammar"),
+    ("completion", {"prompt": "a", "grammar": "x", "json_schema": {}}, "grammar"),
+    ("completion", {"prompt": "a", "grammar": "refused"}, "grammar"),
+    ("completion", {"prompt": "a", "json_schema": {"refused": 1}}, "json_schema"),
     ("completion", {}, "prompt"),
     ("completion", {"prompt": []}, "prompt"),
     ("completion", {"prompt": [1, "a"]}, "prompt"),
@@ -74,7 +97,9 @@ WRONG = [
 
 async def test_what_cannot_be_is_a_400_that_names_the_field() -> None:
     paths = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
-    async with serving(ByteDirectory(ByteModel())) as server, server.client() as client:
+    model = ByteModel()
+    model.refuses = "refused"
+    async with serving(ByteDirectory(model)) as server, server.client() as client:
         for route, body, field in WRONG:
             response = await client.post(paths[route], json=body)
             error = response.json()["error"]

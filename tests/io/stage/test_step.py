@@ -101,6 +101,21 @@ def test_the_last_stage_draws_for_flagged_rows_in_their_order():
     assert bench.meter.samples == 2
 
 
+def test_a_lane_whose_next_token_cannot_be_told_fails_alone():
+    bench = Bench(last=True)
+    bench.answer(rows_of())
+
+    class Refusing:
+        def draw(self, lane, position, logits):
+            raise StageError("grammar_refused", "nothing may follow")
+
+    bench.table.samplers[1] = Refusing()
+    failed = bench.answer(rows_of((0, 0), (1, 0), microbatch=2, operations=()))
+    assert failed == FailedFrame(FENCE, 2, Failure(1, "grammar_refused", "nothing may follow", (1,), ()))
+    assert bench.table.next_position == [0, 0, 0, 0]
+    assert bench.engine.held == {0: 0, 1: 0}
+
+
 def test_targets_are_scored_at_the_first_flagged_rows_of_their_lane_and_the_rest_are_drawn():
     bench = Bench(last=True)
     asked = rows_of((0, 0), (1, 0), (0, 1), (0, 2), operations=(*OPEN, Score(0, (7, 9)), Score(60, (1,))))

@@ -154,6 +154,49 @@ async def test_a_frozen_process_is_replaced_also_when_its_caller_has_left(
         assert await tokenizer.render(HELLO) == "<|user|>hi<|end|><|assistant|>"
 
 
+async def test_grammars_are_checked_in_a_process_of_their_own_that_may_die(model: Path) -> None:
+    async with opened(model) as tokenizer:
+        pid = tokenizer._child.pid
+        assert await tokenizer.check_grammar('start: "yes"') == 'start: "yes"'
+        assert 'start: "yes"' in await tokenizer.check_grammar('root ::= "yes"', gbnf=True)
+        for wrong in ("start: (", "start: other", "", "\ud800"):
+            with pytest.raises(InvalidRequest):
+                await tokenizer.check_grammar(wrong)
+        checker = tokenizer._checker._child
+        os.kill(checker.pid, signal.SIGKILL)
+        await checker.ended.wait()
+        assert await tokenizer.check_grammar('start: "yes"') == 'start: "yes"', "what was good stays good"
+        assert await tokenizer.check_grammar('start: "no"') == 'start: "no"', "and another one is started"
+        assert (tokenizer._child.pid, tokenizer.restarts, tokenizer._checker.restarts) == (pid, 0, 1)
+        last = tokenizer._checker._child
+    assert last.ended.is_set()
+
+
+async def test_a_check_that_takes_too_long_is_the_grammars_fault_and_delays_no_prompt(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(model) as tokenizer:
+        await tokenizer.check_grammar('start: "yes"')
+        monkeypatch.setattr(parent, "CHECK_S", 0.2)
+        os.kill(tokenizer._checker._child.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_expect_invalid, tokenizer, 'start: "no"')
+            await trio.testing.wait_all_tasks_blocked()
+            assert await tokenizer.render(HELLO)
+        monkeypatch.undo()
+        assert await tokenizer.check_grammar('start: "no"')
+
+
+async def test_as_many_good_grammars_as_programs_use_are_remembered(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parent, "CHECKED", 2)
+    async with opened(model) as tokenizer:
+        for word in "abca":
+            await tokenizer.check_grammar(f'start: "{word}"')
+        assert [request.grammar for request in tokenizer._checked] == ['start: "c"', 'start: "a"']
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"no model at all"])
 async def test_what_is_no_model_is_a_model_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.gguf"
@@ -185,6 +228,11 @@ async def test_the_process_ends_with_the_block(model: Path) -> None:
     async with opened(model) as tokenizer:
         child = tokenizer._child
     assert child.exit_code == 0
+
+
+async def _expect_invalid(tokenizer: parent.Tokenizer, grammar: str) -> None:
+    with pytest.raises(InvalidRequest):
+        await tokenizer.check_grammar(grammar)
 
 
 async def _expect_stage_error(tokenizer: parent.Tokenizer, reason: str) -> None:

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from meshnode.app.stage_main import make_sampler
+from meshnode.app.stage_main import Native
 from meshnode.errors import StageError
 from meshnode.io.stage import computing
 from meshnode.io.stage.child import main
@@ -77,5 +77,5 @@ class ToyEngine:
 
 if __name__ == "__main__":
     computing.ABORT_GRACE_S = 0.1
-    wiring = Wiring("toy", lambda what, progress: ToyEngine(), make_sampler, stage_context, check_stage_peer)
+    wiring = Wiring("toy", lambda what, progress: ToyEngine(), Native().make_sampler, stage_context, check_stage_peer)
     main(socket.socket(fileno=int(sys.argv[1])), wiring)
