@@ -1,6 +1,6 @@
 """What llguidance takes of a JSON schema and does not keep to: refused, because nothing strict may be let through.
 
-Each rule was found by an instance that it had let through (docs/decisions/0024).
+Each rule was found by an instance that it had let through (docs/decisions/0023).
 """
 
 from __future__ import annotations

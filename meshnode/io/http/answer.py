@@ -83,13 +83,13 @@ class Job(msgspec.Struct, frozen=True):
     stream: bool
     prompt_tokens: int
     reading: Reading = PLAIN
-    relaxed: bool = False
-    """The answer keeps to less than its schema, which was not strict."""
     reuse: bool = True
     """Whether a prompt may begin with what the same owner's requests left, and leave itself. False: every row of it is
     computed."""
     repeatable: bool = False
     """Whether it begins only with what changes no bit of the answer."""
+    relaxed: bool = False
+    """The answer keeps to less than its schema, which was not strict."""
 
 
 class Answer(Response):

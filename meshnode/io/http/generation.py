@@ -68,10 +68,10 @@ class GenerationRoutes:
             stops=stops,
             stream=bool(asked.stream),
             prompt_tokens=len(prompt),
-            reading=msgspec.structs.replace(reading, thinking=told, pieces=shape.dialect is Dialect.CHAT),
-            relaxed=demanded.relaxed,
             reuse=asked.cache_prompt is not False,
             repeatable=asked.seed not in (None, -1),
+            reading=msgspec.structs.replace(reading, thinking=told, pieces=shape.dialect is Dialect.CHAT),
+            relaxed=demanded.relaxed,
         )
         return Answer(model, job, shape, self._draining, self._meter.of(model.id))
 

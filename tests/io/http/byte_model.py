@@ -43,12 +43,12 @@ class ByteModel:
         """Raised at `stall_at`, or on entry."""
         self.seen: list[Generation] = []
         self.conversations: list[Conversation] = []
+        self.cached = 0
+        """Rows of a prompt that a lane is said to hold, for requests that may use them."""
         self.grammars: list[str] = []
         """Those that were checked."""
         self.refuses = ""
         """What no grammar may hold."""
-        self.cached = 0
-        """Rows of a prompt that a lane is said to hold, for requests that may use them."""
         self.lanes = 0
         self.waiting = trio.Event()
         """Set when a generation reached `stall_at` or `hold_at`."""
