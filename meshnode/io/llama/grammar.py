@@ -174,10 +174,17 @@ class GrammarThread:
 
 
 class AwaitedConstraint:
-    """A Constraint that may still be compiled."""
+    """A Constraint that may still be compiled; not any more once nobody holds it.
+
+    Clients that come and go would otherwise leave a line of grammars that nobody wants, behind which the thread that
+    computes waits until the watch over it ends the process. As it is, there is one a lane at most.
+    """
 
     def __init__(self, coming: Future[Constraint]) -> None:
         self._coming = coming
+
+    def __del__(self) -> None:
+        self._coming.cancel()
 
     def allowed(self) -> NDArray[np.intp]:
         """As of Constraint."""
