@@ -2,7 +2,6 @@
 
 import json
 import random
-import threading
 
 import jsonschema
 import msgspec
@@ -354,26 +353,6 @@ def test_a_stage_compiles_beside_its_computing_and_tells_what_is_wrong_with_the_
     assert set(good.allowed().tolist()) == VOCABULARY.end
     with pytest.raises(StageError):
         bad.allowed()
-
-
-def test_what_nobody_waits_for_any_more_is_not_compiled(monkeypatch):
-    begun, go_on, compiled = threading.Event(), threading.Event(), []
-    constrain = Grammars.constrain
-
-    def recorded(self, grammar, accepted=()):
-        compiled.append(grammar)
-        assert begun.set() or go_on.wait(60)
-        return constrain(self, grammar, accepted)
-
-    monkeypatch.setattr(Grammars, "constrain", recorded)
-    thread = GrammarThread(lambda: VOCABULARY)
-    first, left, last = (grammar_of({"const": number}) for number in range(3))
-    held = [thread.constrain(each, ()) for each in (first, left, last)]
-    assert begun.wait(60)
-    del held[1]
-    go_on.set()
-    assert [each.allowed().tolist() for each in held] == [[ord("0")], [ord("2")]]
-    assert compiled == [first, last]
 
 
 def test_grammars_are_kept_by_the_last_that_were_asked_for(grammars, monkeypatch):
