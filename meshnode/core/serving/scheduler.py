@@ -438,11 +438,13 @@ class Scheduler:
         error: MeshError = StageError(failure.reason, f"stage {failure.stage}: {failure.message}")
         if failure.reason == GRAMMAR_REFUSED:
             error = InvalidRequest(f"the answer cannot go on as was asked: {failure.message}")
+        # A client's grammar says nothing about the stage, and it ends its own request: the others go on as often.
+        counts = failure.reason != GRAMMAR_REFUSED or not guilty
         events: list[Event] = [self._failed(sequence, error) for sequence in guilty.values()]
         for span in microbatch.spans:
             if not span.current:
                 continue
-            span.sequence.retries += 1
+            span.sequence.retries += counts
             if span.sequence.retries > RETRIES:
                 events.append(self._failed(span.sequence, error))
             else:

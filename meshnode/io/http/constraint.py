@@ -30,6 +30,7 @@ class Demanded(msgspec.Struct, frozen=True):
 
 
 NOTHING: Final = Demanded()
+_TOO_LARGE: Final = f"schemas and grammars of one request have at most {GRAMMAR_BYTES} bytes"
 
 
 async def completion_grammar(model: ServedModel, asked: SamplingFields) -> Demanded:
@@ -41,6 +42,7 @@ async def completion_grammar(model: ServedModel, asked: SamplingFields) -> Deman
     if asked.json_schema is None:
         return NOTHING
     schema, wording = Schema(asked.json_schema, strict=True), Wording(model.vocabulary, None)
+    _refuse_large([schema], "json_schema")
     return await _checked(model, asked, "json_schema", [lambda: wording.answer(schema)])
 
 
@@ -69,8 +71,19 @@ async def chat_grammar(
 
     whole, lenient = [Wording(model.vocabulary, thinking, lenient=lenient) for lenient in (False, True)]
     given = [tool.arguments for tool in tools] + ([schema] if schema is not None else [])
+    _refuse_large(given, "tools" if forced or not field else field)
     ways = [lambda: written(whole)] + ([] if all(each.strict for each in given) else [lambda: written(lenient)])
     return await _checked(model, asked, "tools" if forced or not field else field, ways)
+
+
+def _refuse_large(given: Sequence[Schema], field: str) -> None:
+    """Before anything looks into them: a body has 32 MiB, and whoever reads schemas takes the time of all requests."""
+    try:
+        size = sum(len(msgspec.json.encode(schema.value)) for schema in given)
+    except RecursionError:
+        raise InvalidRequest("the schema is too deep", field) from None
+    if size > GRAMMAR_BYTES:
+        raise InvalidRequest(_TOO_LARGE, field)
 
 
 def _callable(tool: Tool) -> Callable:
@@ -104,7 +117,7 @@ async def _check(model: ServedModel, grammar: str, *, gbnf: bool = False) -> str
     """Its size first: what is too large is not even compiled. Translated, it is longer."""
     for _ in range(2):
         if len(grammar.encode("utf-8", "replace")) > GRAMMAR_BYTES:
-            raise InvalidRequest(f"schemas and grammars of one request have at most {GRAMMAR_BYTES} bytes")
+            raise InvalidRequest(_TOO_LARGE)
         grammar, gbnf = await model.check_grammar(grammar, gbnf=gbnf), False
     return grammar
 

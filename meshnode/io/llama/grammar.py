@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +39,9 @@ WALK_STACK: Final = 1024 * 1024
 WALKS: Final = 4
 WALK_TOKENS: Final = 16
 """Of each walk of a check: 64 masks of 0.3 ms, of 20 ms for the largest schemas."""
+WAIT_S: Final = 10.0
+"""For a grammar, by the thread that computes: the watch over a step of 60 s ends the process, and with it the run for
+everybody. All four lanes of a usual run with the largest grammar take 3 s."""
 KEPT: Final = 8
 """Compiled grammars: the choices of one request and the requests of one program share theirs."""
 _MESSAGE_CHARACTERS: Final = 400
@@ -165,27 +169,50 @@ class GrammarThread:
 
     def constrain(self, grammar: str, accepted: Sequence[int]) -> AwaitedConstraint:
         """As Grammars.constrain; what that raises comes with the first mask."""
-        return AwaitedConstraint(self._thread.submit(self._constrain, grammar, accepted))
+        left = Event()
+        return AwaitedConstraint(self._thread.submit(self._constrain, grammar, accepted, left), left)
 
-    def _constrain(self, grammar: str, accepted: Sequence[int]) -> Constraint:
+    def _constrain(self, grammar: str, accepted: Sequence[int], left: Event) -> Constraint:
         if self._grammars is None:
             self._grammars = Grammars(self._describe())
-        return self._grammars.constrain(grammar, accepted)
+        constraint = self._grammars.constrain(grammar)
+        for token in accepted:
+            if left.is_set():
+                raise StageError(GRAMMAR_REFUSED, "nobody waits for it")
+            constraint.accept(token)
+        return constraint
 
 
 class AwaitedConstraint:
-    """A Constraint that may still be compiled."""
+    """A Constraint that may still be compiled; not any more once nobody holds it.
 
-    def __init__(self, coming: Future[Constraint]) -> None:
+    Clients that come and go would otherwise leave a line of grammars that nobody wants, behind which the thread that
+    computes waits until the watch over it ends the process. As it is, there is one a lane at most.
+    """
+
+    def __init__(self, coming: Future[Constraint], left: Event) -> None:
         self._coming = coming
+        self._left = left
+        """Set once nobody wants it: 65,536 tokens of an ambiguous grammar are gone over again at up to 10 ms each."""
+
+    def __del__(self) -> None:
+        self._left.set()
+        self._coming.cancel()
 
     def allowed(self) -> NDArray[np.intp]:
         """As of Constraint."""
-        return self._coming.result().allowed()
+        return self._made().allowed()
 
     def accept(self, token: int) -> None:
         """As of Constraint."""
-        self._coming.result().accept(token)
+        self._made().accept(token)
+
+    def _made(self) -> Constraint:
+        try:
+            return self._coming.result(WAIT_S)
+        except TimeoutError:
+            self._left.set()
+            raise StageError(GRAMMAR_REFUSED, f"the grammar was not ready within {WAIT_S:g} s") from None
 
 
 def _reason(said: str) -> str:

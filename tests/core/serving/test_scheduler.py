@@ -436,3 +436,22 @@ def test_looks_tell_how_many_stages_had_work_while_a_lane_was_busy() -> None:
     head.send()
     head.scheduler.look()
     assert head.scheduler.statistics().looks_filled == 1.25
+
+
+def test_grammars_of_others_that_fail_again_and_again_end_no_request_but_their_own() -> None:
+    head = Head(stages=1, lanes=2, rows_per_microbatch=2)
+    head.submit("good", (1, 2, 3), 40)
+    for number in range(RETRIES + 1):
+        bad = f"bad{number}"
+        head.submit(bad, (7, number), 40, grammar="start: /a*/")
+        while not (head.stages.waiting and len(set(head.stages.waiting[0].lanes)) == 2):
+            head.steps(1)
+            head.send()
+        lane = next(each.lane for each in reversed(head.stages.opens) if each.sampling.grammar)
+        failed = head.stages.fail_oldest((lane,))
+        refused = msgspec.structs.replace(failed.failure, reason=GRAMMAR_REFUSED)
+        head.take(head.scheduler.frame_received(msgspec.structs.replace(failed, failure=refused), head.now))
+        assert isinstance(head.ends[bad], InvalidRequest)
+    head.run()
+    assert head.tokens["good"] == answer((1, 2, 3), 40)
+    assert head.all_free()

@@ -1,6 +1,7 @@
 """What llguidance would take and not keep to. What it keeps to is tested with it, in tests/io/llama/test_grammar.py."""
 
 import json
+import sys
 
 import pytest
 
@@ -70,3 +71,42 @@ def test_what_would_not_be_kept_to_is_refused_wherever_it_stands(schema):
 @pytest.mark.parametrize("schema", KEPT, ids=json.dumps)
 def test_what_is_kept_to_is_not_refused(schema):
     refuse_unkept(schema)
+
+
+def _tagged(parts):
+    return [{"type": "object", "properties": {"k": {"const": f"a{n}"}}, "required": ["k"]} for n in range(parts)]
+
+
+def test_a_oneof_has_so_many_parts_that_each_can_be_held_against_each():
+    refuse_unkept({"oneOf": _tagged(64)})
+    with pytest.raises(InvalidRequest, match="at most 64 parts"):
+        refuse_unkept({"oneOf": _tagged(65)})
+
+
+def test_the_work_on_a_hostile_schema_grows_with_its_size_and_not_with_its_depth():
+    def looks(levels):
+        schema = {"minimum": 1}
+        for _ in range(levels):
+            schema = {"const": {"properties": {"pattern": schema}}}
+        counted = 0
+
+        def count(_frame, event, _argument):
+            nonlocal counted
+            counted += event == "call"
+
+        sys.setprofile(count)
+        try:
+            refuse_unkept(schema)
+        finally:
+            sys.setprofile(None)
+        return counted
+
+    assert looks(300) < 12 * looks(30)
+
+
+def test_a_number_deep_within_what_is_written_exactly_is_still_found():
+    schema = {"minimum": 2**53 + 1}
+    for _ in range(300):
+        schema = {"const": {"properties": schema}}
+    with pytest.raises(InvalidRequest, match="numbers beyond"):
+        refuse_unkept(schema)

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from meshnode.wire.sampling import CONSTRAINED_TOKENS
+from meshnode.wire.sampling import CONSTRAINED_TOKENS, GRAMMAR_BYTES
 from tests.io.http.byte_model import VOCABULARY, ByteDirectory, ByteModel
 from tests.io.http.serving import events, serving
 from tests.io.http.test_messages import named_events
@@ -96,6 +96,26 @@ async def test_a_schema_that_is_not_strict_is_relaxed_and_the_answer_says_so() -
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
     model.refuses = ""
     assert "x-meshnode-schema" not in (await chat(model, response_format=format_of({}, strict=None))).headers
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("chat/completions", "response_format"), ("chat/completions", "tools"), ("completions", "json_schema")],
+)
+async def test_a_schema_that_is_too_large_is_not_even_looked_into(path: str, field: str) -> None:
+    schema = {"type": "object", "oneOf": [{}, {}], "description": "x" * GRAMMAR_BYTES}
+    asked: dict[str, Any] = {
+        "response_format": {"response_format": format_of(schema), "messages": MESSAGES},
+        "tools": {
+            "tools": [{"function": {"name": "add", "parameters": schema}}],
+            "tool_choice": "required",
+            "messages": MESSAGES,
+        },
+        "json_schema": {"json_schema": schema, "prompt": "a"},
+    }[field]
+    refused = await post(caller(), path, **asked)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+    assert "at most 65536 bytes" in refused.json()["error"]["message"]
 
 
 async def test_forced_calls_are_the_message_whole_and_streamed() -> None:
