@@ -108,7 +108,8 @@ def members_table(status: NodeStatus) -> RenderableType:
     table = plain_table(*columns, right=("SEEN", "RTT", "OFFERS"))
     for peer in status.peers:
         # In one column, the last, which folds: a terminal of 80 columns has no room for more.
-        words = [", ".join(peer.serves), "draining" if peer.draining else "", peer.error]
+        serves = "" if peer.state in ("dead", "left") else ", ".join(peer.serves)
+        words = [serves, "draining" if peer.draining else "", peer.error]
         table.add_row(
             escape(peer.name),
             peer.node[:SHORT_ID],

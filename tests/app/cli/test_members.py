@@ -77,6 +77,13 @@ def test_members_are_shown_with_the_way_to_them_and_never_as_markup() -> None:
     assert "meshnode invite" in drawn(members_table(node()))
 
 
+def test_a_dead_member_serves_nothing() -> None:
+    peer = msgspec.structs.replace(PEER, state="dead", serves=("tiny",), error="it cannot be reached")
+    text = drawn(members_table(node(peers=(peer,))))
+    assert "tiny" not in text
+    assert "it cannot be reached" in text
+
+
 def test_a_terminal_of_80_columns_shows_a_draining_member_whole() -> None:
     peer = msgspec.structs.replace(
         PEER, role="member", path="direct", serves=("tiny",), memory_usable=10**9, draining=True, age_s=2.0
