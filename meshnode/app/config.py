@@ -228,7 +228,7 @@ def _read_file(path: Path) -> Mapping[str, object]:
     known = {entry.name for entry in _entries()}
     if unknown := sorted(set(written) - known):
         raise ConfigError(
-            f"{path} sets {', '.join(unknown)}, which no setting is called", hint=f"known: {sorted(known)}"
+            f"{path} sets {', '.join(unknown)}, which no setting is called", hint=f"known: {', '.join(sorted(known))}"
         )
     return written
 

@@ -133,7 +133,7 @@ class MeshDirectory:
         for deployment in self._mediator.deployments.values():
             run = deployment.run
             ready = run is not None and run.fence in self._heads.serving
-            state: State = "ready" if ready else "failed" if deployment.failures else "loading"
+            state: State = "ready" if ready else "failed" if deployment.failed else "loading"
             context = run.claim.options.context if run is not None else 0
             name = self._mediator.me.name
             listings.append(ModelListing(deployment.demand.model, deployment.created, context, state, name))

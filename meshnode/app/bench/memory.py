@@ -20,7 +20,10 @@ from rich.table import Table
 
 from meshnode.app.bench.model import write_model
 from meshnode.app.bench.rig import RigOptions, open_rig
+from meshnode.errors import ConfigError
 
+MOST_STAGES: Final = 16
+"""Processes at once, as of `bench split`."""
 ALLOWANCE: Final = 150_000_000
 """The bar: a stage's resident memory is at most its slice + its cache + this."""
 _TOKENS: Final = 100
@@ -35,6 +38,12 @@ class MemoryOptions:
     types: tuple[str, ...] = ("q8_0", "q4_k_m")
     vocabularies: tuple[int, ...] = (32_000, 150_000)
     stages: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stages <= MOST_STAGES:
+            raise ConfigError(f"--stages {self.stages} is not between 1 and {MOST_STAGES}")
+        if 0 < self.layers < self.stages:
+            raise ConfigError(f"{self.layers} layers do not make {self.stages} stages", f"--layers {self.stages}")
 
 
 class StageMemory(msgspec.Struct, frozen=True):

@@ -158,6 +158,8 @@ class _Bench:
 
     def __init__(self, options: PlanOptions, model: Path, folder: Path, quotas: Quotas) -> None:
         self._options, self._model, self._quotas = options, model, quotas
+        # Before anything is measured, which takes minutes.
+        self._cuts = _cuts(model, max(len(rig.quotas) for rig in options.rigs))
         self._footprint: ModelFootprint = read_footprint(model, "0" * 64)
         self._machine = Machine(options.threads, 8_000_000_000, folder)
 
@@ -225,10 +227,6 @@ class _Bench:
 
     def _plan(self, rig: PlanRig, speeds: dict[int, Speed], way: Way) -> Plan:
         """What the planner makes of it, with as many stages as the rig has nodes."""
-        opened = open_model(self._model)
-        traits = traits_of(opened.keys, layer_count(opened))
-        if traits.whole and len(rig.quotas) > 1:
-            raise ModelError(f"this model cannot be split: {traits.whole}")
         demand = Demand(
             deployment=DeploymentId("bench"),
             version=1,
@@ -237,7 +235,7 @@ class _Bench:
             model=self._footprint.name,
             context=_CONTEXT,
             lanes=1,
-            cuts=default_cuts(traits, len(rig.quotas)) if len(rig.quotas) > 1 else (),
+            cuts=self._cuts[len(rig.quotas) - 1],
         )
         made = make_plan(demand, self._footprint, self._inventory(rig, speeds, way))
         if not isinstance(made, Plan):
@@ -249,6 +247,19 @@ class _Bench:
         assert told is not None, "every node of the rig is there"
         assert told.prediction is not None, "which is what was asked for"
         return told.prediction.token_us
+
+
+def _cuts(model: Path, most: int) -> tuple[tuple[int, ...], ...]:
+    """For 1, 2, ... `most` stages. ModelError for a model that has not as many."""
+    opened = open_model(model)
+    traits = traits_of(opened.keys, layer_count(opened))
+    hint = f"take one of {most} layers or more"
+    if traits.whole and most > 1:
+        raise ModelError(f"this model cannot be split: {traits.whole}", hint)
+    try:
+        return ((), *(default_cuts(traits, stages) for stages in range(2, most + 1)))
+    except ConfigError:
+        raise ModelError(f"this model cannot be split over {most} stages, which are tried here", hint) from None
 
 
 def _case(rig: PlanRig, told_us: list[float], measured_us: list[float]) -> PlanCase:

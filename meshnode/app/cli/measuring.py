@@ -22,6 +22,7 @@ from meshnode.app.cli.inquiries import write_json
 from meshnode.app.cli.tables import size
 from meshnode.app.config import parse_cuts
 from meshnode.app.verify import verify_model
+from meshnode.errors import ConfigError
 
 Report = TypeVar("Report")
 
@@ -128,7 +129,10 @@ def _measured(run: Callable[[Callable[[str], None]], Report]) -> Report:
 
 def bench_model(out: Path, layers: int, embd: int, kind: str) -> int:
     """Write the synthetic model."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ConfigError(f"cannot write to {out}", "Give the path of a file, in a directory that exists.")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"writing {out.name}", total=None)
         write_model(layers, embd, kind, out, progress=lambda done, total: bar.update(task, completed=done, total=total))
     Console(highlight=False, soft_wrap=True).print(f"{out}: {size(out.stat().st_size)}", markup=False)

@@ -104,20 +104,22 @@ def members_table(status: NodeStatus) -> RenderableType:
     """Every other member, with the way to it and what it serves."""
     if not status.peers:
         return Text("no other member is known; `meshnode invite` lets one in", style="dim")
-    columns = ("MEMBER", "ID", "ROLE", "STATE", "SEEN", "RTT", "PATH", "OFFERS", "SERVES", "")
+    columns = ("MEMBER", "ID", "ROLE", "STATE", "SEEN", "RTT", "PATH", "OFFERS", "SERVES")
     table = plain_table(*columns, right=("SEEN", "RTT", "OFFERS"))
     for peer in status.peers:
+        # In one column, the last, which folds: a terminal of 80 columns has no room for more.
+        serves = "" if peer.state in ("dead", "left") else ", ".join(peer.serves)
+        words = [serves, "draining" if peer.draining else "", peer.error]
         table.add_row(
             escape(peer.name),
             peer.node[:SHORT_ID],
             escape(peer.role or "-"),
-            _state(peer.state) + (", draining" if peer.draining else ""),
+            _state(peer.state),
             duration(peer.age_s) if peer.age_s else "-",
             f"{peer.rtt_ms:.1f} ms" if peer.rtt_ms is not None else "-",
             peer.path or "-",
             size(peer.memory_usable) if peer.memory_usable else "-",
-            escape(", ".join(peer.serves) or "-"),
-            escape(peer.error),
+            escape("; ".join(filter(None, words)) or "-"),
         )
     return table
 
@@ -141,11 +143,11 @@ def head_view(head: HeadLoad, deployment: DeploymentStatus) -> RenderableType:
     lanes = f"{head.lanes_busy} of {deployment.lanes} lanes busy, {head.queued} queued{paused}"
     under_way = f"{head.in_flight} microbatches under way"
     if head.bubble is not None:
-        under_way += f", stages without one {100 * head.bubble:.0f} % of the busy time"
-    cells = f"cells: {head.cells_reserved} reserved, {head.cells_kept} kept of ended requests"
+        under_way += f", stages idle {100 * head.bubble:.0f} % of busy time"
+    cells = f"{head.cells_reserved} cells reserved, {head.cells_kept} kept from ended requests"
     asked = head.prompt_tokens + head.cached_tokens
-    held = f", {100 * head.cached_tokens / asked:.0f} % of prompts held already" if asked else ""
-    return Text(f"{lanes}; {under_way}; {cells}{held}", style="dim")
+    held = f"; {100 * head.cached_tokens / asked:.0f} % of prompts reused" if asked else ""
+    return Text(f"{lanes}; {cells}\n{under_way}{held}", style="dim")
 
 
 def deployment_view(deployment: DeploymentStatus, loads: Mapping[str, StageLoad]) -> RenderableType:

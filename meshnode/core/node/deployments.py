@@ -161,6 +161,11 @@ class Deployment:
         return self.current or self.attempt
 
     @property
+    def failed(self) -> bool:
+        """It could not be brought up, and nothing is tried just now."""
+        return bool(self.failures) and self.run is None and self.phase is not Phase.PLANNING
+
+    @property
     def phase(self) -> Phase:
         """What happens at present."""
         if self.run is not None:

@@ -136,7 +136,7 @@ def _deployment(mediator: Mediator, deployment: Deployment) -> DeploymentStatus:
         return DeploymentStatus(
             deployment=demand.deployment,
             model=demand.model,
-            state="failed" if state == "waiting" and deployment.failures else state,
+            state="failed" if deployment.failed else state,
             layers=len(deployment.footprint.layers),
             coordinator=mediator.node,
             note=deployment.note,

@@ -112,16 +112,23 @@ class Scheduler:
         self._refusal = reason
 
     def limit_reuse(self, reuse: Reuse) -> None:
-        """From now on use again no more than this of what ended requests left; what they left so far is freed."""
-        self._in_flight.operate(self._prefixes.drop_all())
-        self._prefixes.reuse = reuse
+        """From now on use again no more than this of what ended requests left; what they left so far is freed.
+
+        Prompts are counted from now on: those so far were the probe's, and would pass for what clients sent.
+        """
+        self._forget(reuse)
+        self._counts["prompt"] = self._counts["cached"] = 0
 
     def lose(self, error: MeshError) -> list[Event]:
         """The pipeline is gone: every request ends with `error`, new ones are refused."""
         self._refusal = str(error)
-        self.limit_reuse(Reuse.NONE)
+        self._forget(Reuse.NONE)
         events: list[Event] = [self._failed(sequence, error) for sequence in list(self._all.values())]
         return events
+
+    def _forget(self, reuse: Reuse) -> None:
+        self._in_flight.operate(self._prefixes.drop_all())
+        self._prefixes.reuse = reuse
 
     # --- from the pipeline ------------------------------------------------------------------------------
 

@@ -151,7 +151,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message = "no such path; the API lives under /v1"
         return Failure(404, "not_found_error", message, "unknown_url").response()
     headers = dict(error.headers or {})
-    return Failure(error.status_code, "invalid_request_error", error.detail, headers=headers).response(
+    message = error.detail
+    if error.status_code == 405:
+        message = f"this path does not take {request.method}, but {headers.get('Allow', 'another method')}"
+    return Failure(error.status_code, "invalid_request_error", message, headers=headers).response(
         dialect_of(request.url.path)
     )
 

@@ -9,6 +9,7 @@ Invariant: an end token is allowed exactly where the grammar is complete, and al
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -46,6 +47,10 @@ KEPT: Final = 8
 """Compiled grammars: the choices of one request and the requests of one program share theirs."""
 _MESSAGE_CHARACTERS: Final = 400
 """Of a refusal; llguidance adds the schema itself."""
+_PLACE: Final = re.compile(r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?")
+_ENDLESS: Final = "NoExtensionBias"
+"""What llguidance says of rules that only name each other."""
+_PATTERN: Final = "regex parse error:"
 _UNFORCED: Final = '%llguidance {"no_forcing": true}\n'
 """Where only one text can follow, the model still chooses among the tokens that spell it; llguidance would cut that
 text into tokens itself, for which it would need the model's own tokenizer."""
@@ -216,5 +221,14 @@ class AwaitedConstraint:
 
 
 def _reason(said: str) -> str:
-    """The first line of what llguidance says; later ones repeat the grammar."""
-    return said.strip().partition("\n")[0][:_MESSAGE_CHARACTERS] or "it allows no answer"
+    """The first line of what llguidance says; later ones repeat the grammar, but for what is wrong with a pattern.
+
+    Places are left out: they are those of our own wording, not of the client's schema.
+    """
+    first, *more = said.strip().splitlines() or [""]
+    if first == _ENDLESS:
+        return "it describes no text that ever ends"
+    first = _PLACE.sub("", first)
+    if first.endswith(_PATTERN):
+        first += "".join(line.removeprefix("error:") for line in more if line.startswith("error: "))
+    return first[:_MESSAGE_CHARACTERS] or "it allows no answer"

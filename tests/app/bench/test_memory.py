@@ -6,10 +6,18 @@ import pytest
 from rich.console import Console
 
 from meshnode.app.bench.memory import MemoryOptions, print_memory, run_memory
+from meshnode.errors import ConfigError
 
-pytestmark = pytest.mark.native
+
+@pytest.mark.parametrize(("layers", "stages"), [(24, 0), (24, 17), (3, 4)])
+def test_more_stages_than_there_can_be_and_none_are_refused_before_anything_is_written(
+    layers: int, stages: int
+) -> None:
+    with pytest.raises(ConfigError, match="stages"):
+        MemoryOptions(layers=layers, stages=stages)
 
 
+@pytest.mark.native
 def test_memory_of_every_stage_is_its_slice_its_cache_and_a_bounded_rest() -> None:
     report = run_memory(MemoryOptions(layers=2, embd=256, types=("q8_0",), vocabularies=(600,)))
     assert [stage.stage for stage in report.stages] == [0, 1]

@@ -14,7 +14,7 @@ from meshnode.app.bench.delay import DelayedLink
 from meshnode.app.bench.planning import PlanCase, PlanOptions, PlanReport, PlanRig, _case, print_plan, run_plan
 from meshnode.app.bench.quota import Quotas
 from meshnode.demo import MODEL
-from meshnode.errors import ConfigError
+from meshnode.errors import ConfigError, ModelError
 
 
 @pytest.mark.native
@@ -26,6 +26,15 @@ def test_a_pipeline_is_predicted_by_the_planner_and_measured_over_slow_links() -
     assert case.predicted_ms > 40
     assert (case.name, case.skipped, len(case.errors_percent)) == ("2 stages, 100/100 %, 20 ms", "", 1)
     assert case.within == (abs(case.error_percent) <= 15)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_model_with_too_few_layers_is_refused_before_anything_is_measured(layers: int) -> None:
+    said: list[str] = []
+    with pytest.raises(ModelError, match="cannot be split") as refused:
+        run_plan(PlanOptions(layers=layers, embd=256), said.append)
+    assert refused.value.hint == "take one of 4 layers or more"
+    assert said == [f"writing noise-{layers}x256-q8_0.gguf"]
 
 
 async def test_a_delayed_link_keeps_order_and_ends(nursery: trio.Nursery) -> None:

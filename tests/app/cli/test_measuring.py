@@ -37,7 +37,8 @@ def test_a_benchmark_model_is_written_whole_or_not_at_all(tmp_path: Path, capsys
     assert ended("bench", "model", "--layers", "1", "--embd", "256", "--out", str(good)) == 0
     assert good.read_bytes().startswith(b"GGUF")
     assert ended("bench", "model", "--layers", "1", "--embd", "256", "--type", "no_such", "--out", str(bad)) == 2
-    assert ended("bench", "model", "--layers", "1", "--embd", "256", "--out", str(tmp_path / "none" / "x.gguf")) == 1
+    assert ended("bench", "model", "--layers", "1", "--embd", "256", "--out", str(tmp_path / "none" / "x.gguf")) == 2
+    assert ended("bench", "model", "--layers", "1", "--embd", "256", "--out", str(tmp_path)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.gguf"]
     assert "Traceback" not in capsys.readouterr().err
 

@@ -77,6 +77,22 @@ def test_members_are_shown_with_the_way_to_them_and_never_as_markup() -> None:
     assert "meshnode invite" in drawn(members_table(node()))
 
 
+def test_a_dead_member_serves_nothing() -> None:
+    peer = msgspec.structs.replace(PEER, state="dead", serves=("tiny",), error="it cannot be reached")
+    text = drawn(members_table(node(peers=(peer,))))
+    assert "tiny" not in text
+    assert "it cannot be reached" in text
+
+
+def test_a_terminal_of_80_columns_shows_a_draining_member_whole() -> None:
+    peer = msgspec.structs.replace(
+        PEER, role="member", path="direct", serves=("tiny",), memory_usable=10**9, draining=True, age_s=2.0
+    )
+    head, line, *_ = drawn(members_table(node(peers=(peer,))), width=80).splitlines()
+    assert " ".join(head.split()) == "MEMBER ID ROLE STATE SEEN RTT PATH OFFERS SERVES"
+    assert " ".join(line.split()) == "attic bbbbbbbb member linked 2 s 0.4 ms direct 1.00 GB tiny; draining"
+
+
 def test_a_ping_shows_median_spread_rate_and_path() -> None:
     answer = PingAnswer("b" * 52, "attic", "direct", "192.0.2.2:8420", (0.5, 1.0, 7.0), 1.0, 32_000_000, 110_000_000)
     text = drawn(ping_view(answer))

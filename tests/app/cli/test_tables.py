@@ -113,9 +113,8 @@ def test_a_status_shows_how_busy_a_run_and_its_stages_here_are() -> None:
     busy = msgspec.structs.replace(node(serving), heads={"beef": head}, loads={"beef/1": StageLoad(0.436, 1.5)})
     text = " ".join(drawn(status_view(busy)).split())
     for words in (
-        "2 of 4 lanes busy, 3 queued, 1 paused",
-        "4 microbatches under way, stages without one 25 % of the busy time",
-        "2000 reserved, 512 kept of ended requests, 25 % of prompts held already",
+        "2 of 4 lanes busy, 3 queued, 1 paused; 2000 cells reserved, 512 kept from ended requests",
+        "4 microbatches under way, stages idle 25 % of busy time; 25 % of prompts reused",
         "44 % 1.5",
     ):
         assert words in text

@@ -47,6 +47,17 @@ def served_by_a(wanted: Deployment) -> None:
     wanted.served(0.0)
 
 
+def test_what_failed_once_and_is_tried_again_has_not_failed() -> None:
+    wanted = Deployment(demand(author=A), footprint(), 0, A, 60.0, 5.0)
+    assert not wanted.failed
+    wanted.failures = 1
+    assert wanted.failed, "it waits for its next attempt"
+    wanted.plan_at = 0.0
+    served_by_a(wanted)
+    wanted.failures = 1
+    assert not wanted.failed, "a run of it is there"
+
+
 @pytest.mark.parametrize(("place", "asked"), [(Place.BESIDE, machines()), (Place.INSTEAD, machines())])
 def test_a_run_on_other_machines_takes_nobodys_place_whatever_memory_was_counted(
     place: Place, asked: Inventory

@@ -347,6 +347,20 @@ def test_a_request_that_ends_before_its_first_frame_leaves_nothing_uncounted() -
     assert head.stages.lanes == {}
 
 
+def test_what_a_probe_asked_before_clients_are_served_is_not_counted_as_theirs() -> None:
+    head = Head(lanes=2)
+    for name in ("whole", "again"):
+        head.submit(name, range(16), owner="probe")
+        head.run()
+    asked = head.scheduler.statistics()
+    assert (asked.prompt_tokens, asked.cached_tokens) == (16, 15), "a single row goes with the decoding"
+    head.scheduler.limit_reuse(Reuse.ANY)
+    head.submit("client", range(16), owner="")
+    head.run()
+    told = head.scheduler.statistics()
+    assert (told.prompt_tokens, told.cached_tokens) == (16, 0)
+
+
 def test_a_request_that_was_paused_begins_with_what_another_left_and_tells_only_of_its_prompt() -> None:
     head = Head(context=700)
     head.submit("old", range(10), max_tokens=380, owner="")

@@ -38,6 +38,13 @@ async def test_what_is_not_there_is_an_error_in_the_envelope(
     assert set(error) == {"message", "type", "param", "code"}
 
 
+async def test_a_wrong_method_is_told_the_right_one() -> None:
+    async with serving(ByteDirectory(ByteModel())) as server, server.client() as client:
+        response = await client.get("/v1/completions")
+    assert response.json()["error"]["message"] == "this path does not take GET, but POST"
+    assert response.headers["allow"] == "POST"
+
+
 async def test_r54_health_shows_rejections_by_reason() -> None:
     directory = ByteDirectory(ByteModel())
     directory.numbers = {"rejected_queue_full": 7}

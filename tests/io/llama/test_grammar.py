@@ -477,3 +477,22 @@ def test_what_is_no_grammar_is_refused(grammars, text):
     with pytest.raises(StageError) as refused:
         grammars.check(translated(text))
     assert refused.value.reason == "grammar_refused"
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "strin"}, "Invalid type: strin"),
+        ({"not": {}}, 'Unimplemented keys: ["not"]'),
+        ({"$ref": "#"}, "it describes no text that ever ends"),
+        ({"type": "string", "pattern": "a("}, "regex parse error: unclosed group"),
+        (
+            {"type": "string", "pattern": "(?=a)b"},
+            "regex parse error: look-around, including look-ahead and look-behind, is not supported",
+        ),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_and_no_place_in_a_text_that_the_client_never_saw(grammars, schema, said):
+    with pytest.raises(StageError) as refused:
+        grammars.check(grammar_of(schema))
+    assert str(refused.value).endswith(said)
