@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import litellm
+from openai_objects import counts, tokens
 from protocol import serve
 
 WHERE = {"api_base": os.environ["BASE_URL"], "api_key": os.environ["API_KEY"], "timeout": 60, "num_retries": 0}
@@ -14,26 +15,6 @@ WHERE = {"api_base": os.environ["BASE_URL"], "api_key": os.environ["API_KEY"], "
 
 def settings(ask: dict[str, Any], provider: str = "openai") -> dict[str, Any]:
     return {**WHERE, **ask, "model": f"{provider}/{ask['model']}"}
-
-
-def tokens(logprobs: Any) -> list[dict[str, Any]] | None:
-    if not logprobs or logprobs.content is None:
-        return None
-    return [
-        {
-            "token": each.token,
-            "logprob": each.logprob,
-            "bytes": each.bytes,
-            "top": [{"token": top.token, "logprob": top.logprob} for top in each.top_logprobs],
-        }
-        for each in logprobs.content
-    ]
-
-
-def counts(usage: Any) -> dict[str, Any] | None:
-    if usage is None:
-        return None
-    return {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens, "total": usage.total_tokens}
 
 
 def version(ask: dict[str, Any]) -> Any:

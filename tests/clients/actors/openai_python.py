@@ -7,30 +7,11 @@ import os
 from typing import Any
 
 import openai
+from openai_objects import counts, tokens
 from protocol import serve
 
 WHERE = {"base_url": os.environ["BASE_URL"], "api_key": os.environ["API_KEY"], "timeout": 60}
 client = openai.OpenAI(**WHERE)
-
-
-def tokens(logprobs: Any) -> list[dict[str, Any]] | None:
-    if logprobs is None or logprobs.content is None:
-        return None
-    return [
-        {
-            "token": each.token,
-            "logprob": each.logprob,
-            "bytes": each.bytes,
-            "top": [{"token": top.token, "logprob": top.logprob} for top in each.top_logprobs],
-        }
-        for each in logprobs.content
-    ]
-
-
-def counts(usage: Any) -> dict[str, Any] | None:
-    if usage is None:
-        return None
-    return {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens, "total": usage.total_tokens}
 
 
 def version(ask: dict[str, Any]) -> Any:

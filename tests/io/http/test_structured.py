@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import pydantic
 import pytest
 
 from meshnode.wire.sampling import CONSTRAINED_TOKENS, GRAMMAR_BYTES
@@ -195,7 +196,6 @@ async def test_a_template_that_writes_bare_json_is_forced_in_it() -> None:
 
 
 async def test_the_official_client_accumulates_forced_calls_and_parses_answers() -> None:
-    pydantic = pytest.importorskip("pydantic")
     answer = pydantic.create_model("Answer", name=(str, ...), size=(int, ...))
     async with (
         client_of(caller()) as client,
